@@ -1,0 +1,1 @@
+//! The Docker REST API over the engine.

@@ -1,0 +1,3 @@
+//! knarr: the command line.
+
+fn main() {}

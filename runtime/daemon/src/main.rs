@@ -1,0 +1,3 @@
+//! knarrd: configuration, sockets, signals; wires the API to the engine.
+
+fn main() {}

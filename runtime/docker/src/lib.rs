@@ -1,0 +1,1 @@
+//! The Docker REST vocabulary: types only.

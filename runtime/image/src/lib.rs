@@ -1,0 +1,1 @@
+//! Images: pull, load, tag, select, detect what an image is.

@@ -1,0 +1,1 @@
+//! The first process of a container: carries out a launch plan, then execs.

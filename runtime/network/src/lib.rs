@@ -1,0 +1,1 @@
+//! Networks: addresses, bridges, packet filter, names, published ports.

@@ -1,0 +1,1 @@
+//! The system calls that nix and rustix lack, made safe.

@@ -1,0 +1,3 @@
+//! The Wasm host: runs, serves and compiles WASI programs.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! containerd-shim-knarr-v1: the Task service over the sandbox.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! What the tests share: private engines, image makers, lying registries, host inventories.
