@@ -1,1 +1,20 @@
-//! What the tests share: private engines, image makers, lying registries, host inventories.
+//! What the tests share.
+//!
+//! ```text
+//!   World       a private engine: own namespaces, own roots, own socket
+//!   ImageBuilder  images from literal files, as docker-archive or OCI layout
+//!   Inventory   what the host holds: mounts, links, cgroups, processes
+//! ```
+//!
+//! Everything happens inside network and mount namespaces that the test made,
+//! so that the machine's own network and mounts are never touched.
+
+#![forbid(unsafe_code)]
+
+mod image;
+mod inventory;
+mod world;
+
+pub use image::ImageBuilder;
+pub use inventory::Inventory;
+pub use world::{Run, World, bin_dir, repository};

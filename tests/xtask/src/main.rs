@@ -1,3 +1,86 @@
-//! The project's own chores.
+//! The project's own chores: `cargo xtask <chore>`.
+//!
+//! | chore | what it does |
+//! |---|---|
+//! | `demo` | builds Knarr and shows a native and a Wasm container side by side |
+//! | `test` | builds everything and runs every test, with what they need set up |
+//! | `ci` | formatting, lints, dependency directions, then `test` |
+//! | `install` | puts the programs and a systemd unit in place |
+//! | `bench` | measures side by side with the peers that are installed |
+//! | `deps` | checks who imports whom (ARCHITECTURE.md) |
+//! | `guests` | rebuilds the Wasm examples from their source |
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+mod deps;
+mod install;
+mod prepare;
+mod run;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use run::{cargo, products};
+
+const USAGE: &str = "usage: cargo xtask demo | test [nextest arguments] | ci | install [prefix] | bench [arguments] | deps | guests";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match chore(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn chore(arguments: &[String]) -> Result<()> {
+    let (name, rest) = match arguments.split_first() {
+        Some((name, rest)) => (name.as_str(), rest),
+        None => bail!("{USAGE}"),
+    };
+    match name {
+        "demo" => demo(),
+        "test" => test(rest),
+        "ci" => ci(),
+        "install" => {
+            cargo(&["build", "--release", "--workspace"])?;
+            install::install(rest.first().map_or("/usr/local", String::as_str))
+        }
+        "bench" => {
+            prepare::packages(prepare::BENCH)?;
+            cargo(&["build", "--release", "--workspace"])?;
+            run::run(&products()?.join("knarr-bench"), rest)
+        }
+        "deps" => deps::check(),
+        "guests" => {
+            prepare::packages(prepare::GUESTS)?;
+            run::run(&run::root().join("wasm-examples/build.sh"), rest)
+        }
+        _ => bail!("no chore {name:?}\n{USAGE}"),
+    }
+}
+
+fn demo() -> Result<()> {
+    prepare::packages(prepare::DEMO)?;
+    cargo(&["build", "--release", "--workspace"])?;
+    run::run(&products()?.join("knarr-demo"), &[] as &[&str])
+}
+
+fn test(rest: &[String]) -> Result<()> {
+    prepare::packages(prepare::TESTS)?;
+    prepare::nextest()?;
+    // Tests of the whole run the programs themselves, not only the libraries.
+    cargo(&["build", "--release", "--workspace"])?;
+    let mut arguments = vec!["nextest", "run", "--release", "--workspace"];
+    arguments.extend(rest.iter().map(String::as_str));
+    cargo(&arguments)
+}
+
+fn ci() -> Result<()> {
+    cargo(&["fmt", "--all", "--check"])?;
+    deps::check()?;
+    cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])?;
+    test(&["--profile".into(), "ci".into()])
+}
