@@ -1,0 +1,114 @@
+//! A process that we started and that only we reap.
+
+use std::{
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{Arc, OnceLock},
+};
+
+use rustix::{
+    io::Errno,
+    process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid},
+};
+
+use crate::Error;
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExitStatus {
+    /// The signal that ended it, if one did.
+    pub signal: Option<u8>,
+    /// 0 to 255, or 128 and the signal's number.
+    pub code: u32,
+}
+
+/// A process that we started, known by its pidfd: its number is never trusted
+/// after it was reaped. Clones speak of the same process.
+#[derive(Debug, Clone)]
+pub struct Child(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    pid: u32,
+    pidfd: OwnedFd,
+    start_time: u64,
+    status: OnceLock<ExitStatus>,
+}
+
+impl Child {
+    pub(crate) fn new(pid: u32, pidfd: OwnedFd) -> Self {
+        let start_time = start_time(pid).unwrap_or(0);
+        Self(Arc::new(Inner { pid, pidfd, start_time, status: OnceLock::new() }))
+    }
+
+    /// Its number in our own pid namespace.
+    pub fn pid(&self) -> u32 {
+        self.0.pid
+    }
+
+    /// Readable when it has ended.
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.0.pidfd.as_fd()
+    }
+
+    /// Field 22 of `/proc/PID/stat`: start time in clock ticks since boot.
+    pub fn start_time(&self) -> u64 {
+        self.0.start_time
+    }
+
+    /// Sends a signal; success where it has ended already.
+    pub fn kill(&self, signal: knarr_model::Signal) -> Result<(), Error> {
+        let number = i32::from(signal.number());
+        // Real-time signals have no name in rustix; the kernel checks the range.
+        let result = match Signal::from_named_raw(number) {
+            Some(signal) => pidfd_send_signal(self.pidfd(), signal),
+            None => knarr_sys::pidfd_send_signal(self.pidfd(), number),
+        };
+        match result {
+            Ok(()) | Err(Errno::SRCH) => Ok(()),
+            Err(errno) => Err(Error::system(format_args!("send {signal}"), errno)),
+        }
+    }
+
+    /// Waits until it has ended.
+    pub fn wait_blocking(&self) -> Result<ExitStatus, Error> {
+        loop {
+            if let Some(status) = self.wait(WaitIdOptions::EXITED)? {
+                return Ok(status);
+            }
+        }
+    }
+
+    /// How it ended, if it has; reaps it then.
+    pub fn try_wait(&self) -> Result<Option<ExitStatus>, Error> {
+        self.wait(WaitIdOptions::EXITED | WaitIdOptions::NOHANG)
+    }
+
+    fn wait(&self, options: WaitIdOptions) -> Result<Option<ExitStatus>, Error> {
+        if let Some(status) = self.0.status.get() {
+            return Ok(Some(*status));
+        }
+        match waitid(WaitId::PidFd(self.pidfd()), options) {
+            Ok(None) | Err(Errno::INTR) => Ok(None),
+            Ok(Some(info)) => {
+                let signal = info.terminating_signal().map(|n| n as u8);
+                let code = match signal {
+                    Some(signal) => 128 + u32::from(signal),
+                    None => info.exit_status().unwrap_or(0) as u32 & 0xff,
+                };
+                Ok(Some(*self.0.status.get_or_init(|| ExitStatus { signal, code })))
+            }
+            // Another clone of this child was quicker.
+            Err(Errno::CHILD) if self.0.status.get().is_some() => Ok(self.0.status.get().copied()),
+            Err(errno) => {
+                Err(Error::system(format_args!("wait for process {}", self.pid()), errno))
+            }
+        }
+    }
+}
+
+/// Field 22 of `/proc/PID/stat`; the name before it may hold anything but its
+/// own last parenthesis.
+pub(crate) fn start_time(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
+}

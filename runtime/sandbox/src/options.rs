@@ -1,0 +1,63 @@
+//! What a caller says beside the OCI specification.
+
+use std::{
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
+
+use oci_spec::runtime::Spec;
+
+/// Annotation: `default` is the embedded Docker seccomp profile.
+pub const SECCOMP_ANNOTATION: &str = "dev.knarr.seccomp";
+
+/// Annotation: `true` keeps knarr-init as PID 1 (`docker run --init`).
+pub const INIT_ANNOTATION: &str = "dev.knarr.init";
+
+/// All that [`create`](crate::create) needs.
+#[derive(Debug)]
+pub struct CreateOptions<'a> {
+    /// The container's id; only used in messages and as default cgroup name.
+    pub id: &'a str,
+    /// The directory of `config.json`; `root.path` is relative to it.
+    pub bundle: &'a Path,
+    /// What to run.
+    pub spec: &'a Spec,
+    /// How the root filesystem is mounted; empty means that `root.path` of the
+    /// specification is the root filesystem itself.
+    pub rootfs: &'a [RootfsMount],
+    /// Standard streams of the first process.
+    pub stdio: Stdio,
+}
+
+/// A mount of the root filesystem, in containerd's form.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RootfsMount {
+    /// `overlay` or `bind`.
+    pub kind: String,
+    /// The directory of a bind; ignored by overlay.
+    pub source: PathBuf,
+    /// `lowerdir=A:B`, `upperdir=`, `workdir=`, `ro`, `rbind`, …
+    pub options: Vec<String>,
+}
+
+/// Standard streams of a process.
+#[derive(Debug)]
+pub enum Stdio {
+    /// Three open files; the caller's copies are closed by the call.
+    Fds {
+        /// Standard input.
+        stdin: OwnedFd,
+        /// Standard output.
+        stdout: OwnedFd,
+        /// Standard error.
+        stderr: OwnedFd,
+    },
+    /// A pseudo-terminal of the container's own devpts; zero means that the
+    /// size is not known yet.
+    Terminal {
+        /// Height in characters.
+        rows: u16,
+        /// Width in characters.
+        cols: u16,
+    },
+}
