@@ -21,6 +21,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod containers;
+pub mod images;
+
 use std::{
     path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -44,7 +47,9 @@ pub enum Error {
     #[error("state database: {0}")]
     Json(#[from] serde_json::Error),
     /// Written by a later version of Knarr.
-    #[error("state database has schema {found}, this version knows {known}: it was written by a newer knarrd")]
+    #[error(
+        "state database has schema {found}, this version knows {known}: it was written by a newer knarrd"
+    )]
     Newer {
         /// What the file says.
         found: u32,
@@ -60,7 +65,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 type Migration = &'static str;
 
 /// Append only: a released migration is never edited.
-const MIGRATIONS: &[Migration] = &[];
+const MIGRATIONS: &[Migration] = &[images::SCHEMA, containers::SCHEMA];
 
 impl Db {
     /// Opens or creates the database and brings its schema up to date.

@@ -1,0 +1,446 @@
+//! Images: what they are, what they are called, which content they need.
+//!
+//! ```text
+//!   image_names ──▶ images ──▶ image_layers   (diff ids, in order)
+//!                     ▲   └──▶ image_blobs    (manifest, configuration, layers)
+//!                     │
+//!               containers.image   a foreign key without ON DELETE: a used image stays
+//!
+//!   leases          content that a pull or load under way has, or will name soon
+//! ```
+//!
+//! Content that neither an image nor a lease names is garbage. A container
+//! names its image, and so all content below it.
+//!
+//! **How it fails.** Removing an image that a container's row names is a
+//! foreign-key violation, reported as `Ok(false)` by [`Db::image_remove`].
+
+use std::collections::BTreeSet;
+
+use knarr_model::{Digest, Platform, Reference, Workload};
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use crate::{Db, Result};
+
+pub(crate) const SCHEMA: &str = "
+CREATE TABLE images (
+    id TEXT PRIMARY KEY,
+    manifest TEXT NOT NULL,
+    config TEXT NOT NULL,
+    workload TEXT NOT NULL,
+    module TEXT,
+    reason TEXT NOT NULL,
+    platform TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    created INTEGER NOT NULL,
+    stored INTEGER NOT NULL
+) STRICT;
+CREATE INDEX images_by_manifest ON images (manifest);
+CREATE TABLE image_layers (
+    image TEXT NOT NULL REFERENCES images (id) ON DELETE CASCADE,
+    position INTEGER NOT NULL,
+    diff_id TEXT NOT NULL,
+    PRIMARY KEY (image, position)
+) STRICT;
+CREATE TABLE image_blobs (
+    image TEXT NOT NULL REFERENCES images (id) ON DELETE CASCADE,
+    digest TEXT NOT NULL,
+    PRIMARY KEY (image, digest)
+) STRICT;
+CREATE TABLE image_names (
+    name TEXT PRIMARY KEY,
+    image TEXT NOT NULL REFERENCES images (id) ON DELETE CASCADE
+) STRICT;
+CREATE INDEX image_names_by_image ON image_names (image);
+CREATE TABLE leases (
+    lease TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    expires INTEGER NOT NULL,
+    PRIMARY KEY (lease, kind, digest)
+) STRICT;
+";
+
+/// One image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageRow {
+    /// The digest of its configuration; for a Wasm artifact, of its manifest.
+    pub id: Digest,
+    /// The manifest that it came with, or that was made for it when it was loaded.
+    pub manifest: Digest,
+    /// The blob with its configuration.
+    pub config: Digest,
+    /// What it asks us to run.
+    pub workload: Workload,
+    /// Why it was taken for that, for people.
+    pub reason: String,
+    /// What its configuration says it was built for.
+    pub platform: Platform,
+    /// Bytes of its layers, unpacked.
+    pub size: u64,
+    /// When it was built, in seconds since 1970; 0 where it does not say.
+    pub created: i64,
+    /// When it was stored here, in seconds since 1970.
+    pub stored: i64,
+    /// Its layers' diff ids, lowest first.
+    pub layers: Vec<Digest>,
+    /// References with a tag.
+    pub tags: Vec<Reference>,
+    /// References with a digest: where it was pulled from.
+    pub digests: Vec<Reference>,
+}
+
+/// What a lease or an image keeps from the garbage collector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Content {
+    /// A blob by its digest.
+    Blob(Digest),
+    /// An unpacked layer by its diff id.
+    Layer(Digest),
+}
+
+impl Content {
+    fn parts(&self) -> (&'static str, String) {
+        match self {
+            Self::Blob(digest) => ("blob", digest.to_string()),
+            Self::Layer(digest) => ("layer", digest.to_string()),
+        }
+    }
+}
+
+/// All content that something names.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Named {
+    /// Blobs.
+    pub blobs: BTreeSet<Digest>,
+    /// Layers by diff id.
+    pub layers: BTreeSet<Digest>,
+    /// Wasm modules, whose compiled code is kept.
+    pub modules: BTreeSet<Digest>,
+}
+
+impl Db {
+    /// Stores an image, the blobs it needs and its names, and ends the lease
+    /// that held its content. Names that belonged to another image move.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn image_put(&self, image: &ImageRow, blobs: &[Digest], lease: &str) -> Result<()> {
+        let workload = serde_json::to_string(&image.workload)?;
+        let platform = serde_json::to_string(&image.platform)?;
+        let module = match &image.workload {
+            Workload::Wasm { module, .. } => Some(module.to_string()),
+            Workload::Native { .. } => None,
+        };
+        let id = image.id.to_string();
+        self.write_durable(|tx| {
+            tx.execute(
+                "INSERT INTO images VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10)
+                 ON CONFLICT (id) DO UPDATE SET manifest = excluded.manifest,
+                 workload = excluded.workload, module = excluded.module, reason = excluded.reason,
+                 size = excluded.size, stored = excluded.stored",
+                params![
+                    id,
+                    image.manifest.to_string(),
+                    image.config.to_string(),
+                    workload,
+                    module,
+                    image.reason,
+                    platform,
+                    image.size as i64,
+                    image.created,
+                    image.stored
+                ],
+            )?;
+            for (position, layer) in image.layers.iter().enumerate() {
+                tx.execute(
+                    "INSERT OR REPLACE INTO image_layers VALUES (?1, ?2, ?3)",
+                    params![id, position as i64, layer.to_string()],
+                )?;
+            }
+            for blob in blobs {
+                tx.execute(
+                    "INSERT OR IGNORE INTO image_blobs VALUES (?1, ?2)",
+                    params![id, blob.to_string()],
+                )?;
+            }
+            for name in image.tags.iter().chain(&image.digests) {
+                put_name(tx, name, &id)?;
+            }
+            tx.execute("DELETE FROM leases WHERE lease = ?1", [lease])?;
+            Ok(())
+        })
+    }
+
+    /// The image with this id.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn image(&self, id: &Digest) -> Result<Option<ImageRow>> {
+        self.read(|db| one(db, "WHERE id = ?1", &id.to_string()))
+    }
+
+    /// The image that a whole reference names.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn image_by_name(&self, name: &Reference) -> Result<Option<ImageRow>> {
+        self.read(|db| {
+            one(db, "WHERE id = (SELECT image FROM image_names WHERE name = ?1)", &name.to_string())
+        })
+    }
+
+    /// The images whose id starts with these hexadecimal digits; at most two,
+    /// which is enough to know that a prefix is ambiguous.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn images_by_prefix(&self, hex: &str) -> Result<Vec<ImageRow>> {
+        self.read(|db| many(db, "WHERE substr(id, 8, length(?1)) = ?1 LIMIT 2", &[&hex]))
+    }
+
+    /// All images, the newest first.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn images(&self) -> Result<Vec<ImageRow>> {
+        self.read(|db| many(db, "ORDER BY created DESC, id", &[]))
+    }
+
+    /// An image whose program is this Wasm module.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn image_by_module(&self, module: &Digest) -> Result<Option<ImageRow>> {
+        self.read(|db| one(db, "WHERE module = ?1 LIMIT 1", &module.to_string()))
+    }
+
+    /// Names an image; the name moves where another image had it.
+    /// False where there is no such image.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn image_name(&self, name: &Reference, id: &Digest) -> Result<bool> {
+        let id = id.to_string();
+        self.write_durable(|tx| {
+            let known: Option<i64> = tx
+                .query_row("SELECT 1 FROM images WHERE id = ?1", [&id], |row| row.get(0))
+                .optional()?;
+            if known.is_some() {
+                put_name(tx, name, &id)?;
+            }
+            Ok(known.is_some())
+        })
+    }
+
+    /// Takes names from an image. It stays, without a name perhaps.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn image_unname(&self, names: &[Reference]) -> Result<()> {
+        self.write_durable(|tx| {
+            for name in names {
+                tx.execute("DELETE FROM image_names WHERE name = ?1", [name.to_string()])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Removes an image with its names. False where a container uses it.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn image_remove(&self, id: &Digest) -> Result<bool> {
+        let outcome = self.write_durable(|tx| {
+            tx.execute("DELETE FROM images WHERE id = ?1", [id.to_string()])?;
+            Ok(())
+        });
+        match outcome {
+            Err(crate::Error::Sqlite(rusqlite::Error::SqliteFailure(code, _)))
+                if code.code == rusqlite::ErrorCode::ConstraintViolation =>
+            {
+                Ok(false)
+            }
+            other => other.map(|()| true),
+        }
+    }
+
+    /// Keeps content from the garbage collector until the lease ends or expires
+    /// (seconds since 1970).
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn lease_add(&self, lease: &str, content: &[Content], expires: i64) -> Result<()> {
+        self.write(|tx| {
+            for item in content {
+                let (kind, digest) = item.parts();
+                tx.execute(
+                    "INSERT OR REPLACE INTO leases VALUES (?1, ?2, ?3, ?4)",
+                    params![lease, kind, digest, expires],
+                )?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Ends a lease.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn lease_end(&self, lease: &str) -> Result<()> {
+        self.write(|tx| {
+            tx.execute("DELETE FROM leases WHERE lease = ?1", [lease])?;
+            Ok(())
+        })
+    }
+
+    /// Forgets expired leases and answers all content that images and leases name.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn content_named(&self, now: i64) -> Result<Named> {
+        self.write(|tx| {
+            tx.execute("DELETE FROM leases WHERE expires <= ?1", [now])?;
+            Ok(Named {
+                blobs: digests(
+                    tx,
+                    "SELECT digest FROM image_blobs UNION SELECT digest FROM leases WHERE kind = 'blob'",
+                )?,
+                layers: digests(
+                    tx,
+                    "SELECT diff_id FROM image_layers UNION SELECT digest FROM leases WHERE kind = 'layer'",
+                )?,
+                modules: digests(tx, "SELECT module FROM images WHERE module IS NOT NULL")?,
+            })
+        })
+    }
+}
+
+fn put_name(db: &Connection, name: &Reference, image: &str) -> Result<()> {
+    db.execute(
+        "INSERT INTO image_names VALUES (?1, ?2)
+         ON CONFLICT (name) DO UPDATE SET image = excluded.image",
+        params![name.to_string(), image],
+    )?;
+    Ok(())
+}
+
+fn digests(db: &Connection, query: &str) -> Result<BTreeSet<Digest>> {
+    let mut statement = db.prepare_cached(query)?;
+    let rows = statement.query_map([], |row| parsed(row, 0))?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+/// A column that holds a value's text form.
+fn parsed<T: std::str::FromStr>(row: &Row<'_>, at: usize) -> rusqlite::Result<T>
+where
+    T::Err: std::error::Error + Send + Sync + 'static,
+{
+    let text: String = row.get(at)?;
+    text.parse().map_err(|error| {
+        rusqlite::Error::FromSqlConversionFailure(at, rusqlite::types::Type::Text, Box::new(error))
+    })
+}
+
+fn one(db: &Connection, condition: &str, value: &str) -> Result<Option<ImageRow>> {
+    Ok(many(db, condition, &[&value])?.into_iter().next())
+}
+
+fn many(
+    db: &Connection,
+    condition: &str,
+    values: &[&dyn rusqlite::ToSql],
+) -> Result<Vec<ImageRow>> {
+    let mut statement = db.prepare_cached(&format!(
+        "SELECT id, manifest, config, workload, reason, platform, size, created, stored
+         FROM images {condition}"
+    ))?;
+    let mut layers =
+        db.prepare_cached("SELECT diff_id FROM image_layers WHERE image = ?1 ORDER BY position")?;
+    let mut names =
+        db.prepare_cached("SELECT name FROM image_names WHERE image = ?1 ORDER BY name")?;
+    let mut rows = statement.query(values)?;
+    let mut images = Vec::new();
+    while let Some(row) = rows.next()? {
+        let id: Digest = parsed(row, 0)?;
+        let key = id.to_string();
+        let names: Vec<Reference> =
+            names.query_map([&key], |row| parsed(row, 0))?.collect::<rusqlite::Result<_>>()?;
+        let (digests, tags) = names.into_iter().partition(|name| name.digest().is_some());
+        images.push(ImageRow {
+            manifest: parsed(row, 1)?,
+            config: parsed(row, 2)?,
+            workload: serde_json::from_str(&row.get::<_, String>(3)?)?,
+            reason: row.get(4)?,
+            platform: serde_json::from_str(&row.get::<_, String>(5)?)?,
+            size: row.get::<_, i64>(6)?.max(0) as u64,
+            created: row.get(7)?,
+            stored: row.get(8)?,
+            layers: layers
+                .query_map([&key], |row| parsed(row, 0))?
+                .collect::<rusqlite::Result<_>>()?,
+            tags,
+            digests,
+            id,
+        });
+    }
+    Ok(images)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn digest(byte: u8) -> Digest {
+        Digest::from_bytes([byte; 32])
+    }
+
+    fn image(byte: u8, tags: &[&str]) -> ImageRow {
+        ImageRow {
+            id: digest(byte),
+            manifest: digest(byte + 100),
+            config: digest(byte),
+            workload: Workload::Native { platform: Platform::host() },
+            reason: "test".into(),
+            platform: Platform::host(),
+            size: 7,
+            created: i64::from(byte),
+            stored: 1,
+            layers: vec![digest(1), digest(2), digest(1)],
+            tags: tags.iter().map(|tag| tag.parse().unwrap()).collect(),
+            digests: vec![],
+        }
+    }
+
+    #[test]
+    fn an_image_reads_back_as_it_was_stored() {
+        let directory = tempfile::tempdir().unwrap();
+        let db = Db::open(&directory.path().join("db")).unwrap();
+        let stored = image(9, &["web:1", "web:2"]);
+        db.lease_add("pull", &[Content::Blob(digest(9)), Content::Layer(digest(1))], 100).unwrap();
+        db.image_put(&stored, &[digest(9), digest(109)], "pull").unwrap();
+        assert_eq!(db.image(&digest(9)).unwrap().unwrap(), stored);
+        assert_eq!(db.image_by_name(&"web:1".parse().unwrap()).unwrap().unwrap(), stored);
+        assert_eq!(db.images_by_prefix("0909").unwrap(), vec![stored.clone()]);
+        assert!(db.images_by_prefix("0908").unwrap().is_empty());
+        let named = db.content_named(0).unwrap();
+        assert_eq!(named.blobs, BTreeSet::from([digest(9), digest(109)]));
+        assert_eq!(named.layers, BTreeSet::from([digest(1), digest(2)]));
+
+        // A name moves; an image without names stays until it is removed.
+        db.image_put(&image(10, &["web:1", "web:2"]), &[digest(10)], "").unwrap();
+        assert!(db.image(&digest(9)).unwrap().unwrap().tags.is_empty());
+        assert!(db.image_remove(&digest(9)).unwrap());
+        assert!(db.image(&digest(9)).unwrap().is_none());
+        assert_eq!(db.content_named(0).unwrap().blobs, BTreeSet::from([digest(10)]));
+    }
+
+    #[test]
+    fn a_lease_holds_content_until_it_expires() {
+        let directory = tempfile::tempdir().unwrap();
+        let db = Db::open(&directory.path().join("db")).unwrap();
+        db.lease_add("a", &[Content::Layer(digest(3))], 50).unwrap();
+        assert!(db.content_named(49).unwrap().layers.contains(&digest(3)));
+        assert!(db.content_named(50).unwrap().layers.is_empty());
+    }
+}
