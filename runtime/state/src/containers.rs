@@ -1,0 +1,385 @@
+//! Containers: what should be.
+//!
+//! A row is written before anything of the container exists on the host and is
+//! deleted after the last of it is gone, so that recovery finds what a crash
+//! left behind. Facts of a running container (pid, start time, cgroup) are not
+//! here but on tmpfs, with the shim that knows them.
+//!
+//! Changes survive the death of the engine; a power cut may take back the last
+//! ones ([`Db::write`]), to an earlier state that was also true once: no fsync
+//! on the way of a container's start.
+
+use knarr_model::{ContainerId, ContainerSpec, Digest, Name, Workload};
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use crate::{Db, Error, Result};
+
+pub(crate) const SCHEMA: &str = "
+CREATE TABLE containers (
+    id               TEXT PRIMARY KEY,
+    name             TEXT NOT NULL UNIQUE,
+    created          TEXT NOT NULL,             -- RFC 3339
+    image            TEXT NOT NULL,             -- digest of the image's configuration
+    workload         TEXT NOT NULL,             -- JSON, knarr_model::Workload
+    spec             TEXT NOT NULL,             -- JSON, knarr_model::ContainerSpec, merged with the image
+    resolved         TEXT NOT NULL,             -- JSON of the engine: argv, layers, mounts
+    status           TEXT NOT NULL,             -- created, running, paused, restarting, removing, exited, dead
+    pid              INTEGER NOT NULL DEFAULT 0,
+    exit_code        INTEGER NOT NULL DEFAULT 0,
+    oom_killed       INTEGER NOT NULL DEFAULT 0,
+    error            TEXT NOT NULL DEFAULT '',
+    started_at       TEXT,
+    finished_at      TEXT,
+    restart_count    INTEGER NOT NULL DEFAULT 0,
+    manually_stopped INTEGER NOT NULL DEFAULT 0 -- a user stopped it: no restart by policy
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE facts (                            -- of this data root: its id, the last boot
+    key   TEXT PRIMARY KEY,
+    value TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+";
+
+/// One container.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ContainerRow {
+    /// Its id.
+    pub id: ContainerId,
+    /// Its name, unique among containers.
+    pub name: Name,
+    /// RFC 3339 with nanoseconds.
+    pub created: String,
+    /// Digest of the image's configuration.
+    pub image: Digest,
+    /// What kind of program it is.
+    pub workload: Workload,
+    /// What was asked, merged with the image's configuration.
+    pub spec: ContainerSpec,
+    /// What the engine made of it; the engine's own JSON.
+    pub resolved: serde_json::Value,
+    /// Where it is in its life.
+    pub state: ContainerState,
+}
+
+/// Where a container is in its life.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ContainerState {
+    /// Docker's word.
+    pub status: String,
+    /// First process in the host's namespace.
+    pub pid: u32,
+    /// Of the last run.
+    pub exit_code: u32,
+    /// The last run was ended by the OOM killer.
+    pub oom_killed: bool,
+    /// Why the last start failed.
+    pub error: String,
+    /// RFC 3339; none before the first start.
+    pub started_at: Option<String>,
+    /// RFC 3339; none before the first exit.
+    pub finished_at: Option<String>,
+    /// Restarts by policy.
+    pub restart_count: u32,
+    /// A user stopped it.
+    pub manually_stopped: bool,
+}
+
+/// Whether an insert or a renaming took place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NameClaim {
+    /// The name is this container's.
+    Ours,
+    /// It belongs to another one.
+    Taken(ContainerId),
+}
+
+impl Db {
+    /// Adds a container, unless its name is taken.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub fn insert_container(&self, row: &ContainerRow) -> Result<NameClaim> {
+        let workload = serde_json::to_string(&row.workload)?;
+        let spec = serde_json::to_string(&row.spec)?;
+        self.write(|db| {
+            if let Some(owner) = owner_of(db, &row.name)? {
+                return Ok(NameClaim::Taken(owner));
+            }
+            db.prepare_cached(
+                "INSERT INTO containers (id, name, created, image, workload, spec, resolved, status)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            )?
+            .execute(params![
+                row.id.as_str(),
+                row.name.as_str(),
+                row.created,
+                row.image.to_string(),
+                workload,
+                spec,
+                row.resolved.to_string(),
+                row.state.status,
+            ])?;
+            Ok(NameClaim::Ours)
+        })
+    }
+
+    /// All containers, the oldest first. A row that cannot be read is left out
+    /// and answered as its id and the reason, so that one bad row never keeps
+    /// the engine from starting.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn containers(&self) -> Result<(Vec<ContainerRow>, Vec<(String, Error)>)> {
+        self.read(|db| {
+            let mut query = db.prepare_cached("SELECT * FROM containers ORDER BY created, id")?;
+            let mut rows = query.query([])?;
+            let (mut good, mut bad) = (Vec::new(), Vec::new());
+            while let Some(row) = rows.next()? {
+                match parse(row) {
+                    Ok(container) => good.push(container),
+                    Err(error) => bad.push((row.get("id").unwrap_or_default(), error)),
+                }
+            }
+            Ok((good, bad))
+        })
+    }
+
+    /// Records where a container is in its life.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub fn set_container_state(&self, id: &ContainerId, state: &ContainerState) -> Result<()> {
+        self.write(|db| {
+            db.prepare_cached(
+                "UPDATE containers SET status = ?2, pid = ?3, exit_code = ?4, oom_killed = ?5, error = ?6,
+                 started_at = ?7, finished_at = ?8, restart_count = ?9, manually_stopped = ?10 WHERE id = ?1",
+            )?
+            .execute(params![
+                id.as_str(),
+                state.status,
+                state.pid,
+                state.exit_code,
+                state.oom_killed,
+                state.error,
+                state.started_at,
+                state.finished_at,
+                state.restart_count,
+                state.manually_stopped,
+            ])?;
+            Ok(())
+        })
+    }
+
+    /// Replaces what was asked (`update`, `network connect`).
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub fn set_container_spec(&self, id: &ContainerId, spec: &ContainerSpec) -> Result<()> {
+        let spec = serde_json::to_string(spec)?;
+        self.write(|db| {
+            db.execute(
+                "UPDATE containers SET spec = ?2 WHERE id = ?1",
+                params![id.as_str(), spec],
+            )?;
+            Ok(())
+        })
+    }
+
+    /// Replaces what the engine made of it.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub fn set_container_resolved(
+        &self,
+        id: &ContainerId,
+        resolved: &serde_json::Value,
+    ) -> Result<()> {
+        self.write(|db| {
+            db.execute(
+                "UPDATE containers SET resolved = ?2 WHERE id = ?1",
+                params![id.as_str(), resolved.to_string()],
+            )?;
+            Ok(())
+        })
+    }
+
+    /// Gives a container another name, unless it is taken.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub fn rename_container(&self, id: &ContainerId, name: &Name) -> Result<NameClaim> {
+        self.write(|db| match owner_of(db, name)? {
+            Some(owner) if owner != *id => Ok(NameClaim::Taken(owner)),
+            _ => {
+                db.execute(
+                    "UPDATE containers SET name = ?2 WHERE id = ?1",
+                    params![id.as_str(), name.as_str()],
+                )?;
+                Ok(NameClaim::Ours)
+            }
+        })
+    }
+
+    /// Forgets a container; it need not exist.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub fn delete_container(&self, id: &ContainerId) -> Result<()> {
+        self.write(|db| {
+            db.prepare_cached("DELETE FROM containers WHERE id = ?1")?.execute([id.as_str()])?;
+            Ok(())
+        })
+    }
+
+    /// A fact of this data root.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn fact(&self, key: &str) -> Result<Option<String>> {
+        self.read(|db| {
+            Ok(db
+                .query_row("SELECT value FROM facts WHERE key = ?1", [key], |row| row.get(0))
+                .optional()?)
+        })
+    }
+
+    /// Records a fact of this data root.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub fn set_fact(&self, key: &str, value: &str) -> Result<()> {
+        self.write(|db| {
+            db.execute(
+                "INSERT INTO facts (key, value) VALUES (?1, ?2)
+                 ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+                [key, value],
+            )?;
+            Ok(())
+        })
+    }
+}
+
+fn owner_of(db: &Connection, name: &Name) -> Result<Option<ContainerId>> {
+    let owner: Option<String> = db
+        .prepare_cached("SELECT id FROM containers WHERE name = ?1")?
+        .query_row([name.as_str()], |row| row.get(0))
+        .optional()?;
+    owner.map(|id| word(id.parse())).transpose()
+}
+
+/// A column that its own type's parser refuses.
+fn word<T, E: std::error::Error + Send + Sync + 'static>(
+    parsed: std::result::Result<T, E>,
+) -> Result<T> {
+    parsed.map_err(|error| {
+        Error::Sqlite(rusqlite::Error::FromSqlConversionFailure(
+            0,
+            rusqlite::types::Type::Text,
+            Box::new(error),
+        ))
+    })
+}
+
+fn parse(row: &Row<'_>) -> Result<ContainerRow> {
+    let text = |column: &str| row.get::<_, String>(column);
+    Ok(ContainerRow {
+        id: word(text("id")?.parse())?,
+        name: word(text("name")?.parse())?,
+        created: text("created")?,
+        image: word(text("image")?.parse())?,
+        workload: serde_json::from_str(&text("workload")?)?,
+        spec: serde_json::from_str(&text("spec")?)?,
+        resolved: serde_json::from_str(&text("resolved")?)?,
+        state: ContainerState {
+            status: text("status")?,
+            pid: row.get("pid")?,
+            exit_code: row.get("exit_code")?,
+            oom_killed: row.get("oom_killed")?,
+            error: text("error")?,
+            started_at: row.get("started_at")?,
+            finished_at: row.get("finished_at")?,
+            restart_count: row.get("restart_count")?,
+            manually_stopped: row.get("manually_stopped")?,
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use knarr_model::Platform;
+
+    use super::*;
+
+    fn row(id: char, name: &str) -> ContainerRow {
+        ContainerRow {
+            id: id.to_string().repeat(64).parse().unwrap(),
+            name: name.parse().unwrap(),
+            created: "2026-01-01T00:00:00Z".into(),
+            image: Digest::from_bytes([7; 32]),
+            workload: Workload::Native { platform: Platform::host() },
+            spec: ContainerSpec { image: "busybox".into(), ..ContainerSpec::default() },
+            resolved: serde_json::json!({"argv": ["sh"]}),
+            state: ContainerState { status: "created".into(), ..ContainerState::default() },
+        }
+    }
+
+    #[test]
+    fn a_container_reads_back_as_it_was_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.db");
+        let mut one = row('a', "one");
+        {
+            let db = Db::open(&path).unwrap();
+            assert_eq!(db.insert_container(&one).unwrap(), NameClaim::Ours);
+            one.state = ContainerState {
+                status: "exited".into(),
+                exit_code: 137,
+                oom_killed: true,
+                finished_at: Some("2026-01-01T00:00:01Z".into()),
+                ..one.state
+            };
+            db.set_container_state(&one.id, &one.state).unwrap();
+        }
+        let db = Db::open(&path).unwrap();
+        assert_eq!(db.containers().unwrap().0, [one.clone()]);
+        db.delete_container(&one.id).unwrap();
+        db.delete_container(&one.id).unwrap();
+        assert!(db.containers().unwrap().0.is_empty());
+    }
+
+    #[test]
+    fn a_name_has_one_owner() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(&dir.path().join("state.db")).unwrap();
+        let (one, two) = (row('a', "one"), row('b', "two"));
+        db.insert_container(&one).unwrap();
+        db.insert_container(&two).unwrap();
+        assert_eq!(
+            db.insert_container(&row('c', "one")).unwrap(),
+            NameClaim::Taken(one.id.clone())
+        );
+        assert_eq!(
+            db.rename_container(&two.id, &one.name).unwrap(),
+            NameClaim::Taken(one.id.clone())
+        );
+        assert_eq!(db.rename_container(&one.id, &one.name).unwrap(), NameClaim::Ours);
+    }
+
+    #[test]
+    fn k05_a_bad_row_does_not_hide_the_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(&dir.path().join("state.db")).unwrap();
+        let (one, two) = (row('a', "one"), row('b', "two"));
+        db.insert_container(&one).unwrap();
+        db.insert_container(&two).unwrap();
+        db.write(|db| {
+            db.execute("UPDATE containers SET spec = '{' WHERE name = 'one'", [])?;
+            Ok(())
+        })
+        .unwrap();
+        let (good, bad) = db.containers().unwrap();
+        assert_eq!(good, [two]);
+        assert_eq!(bad.len(), 1);
+        assert_eq!(bad[0].0, one.id.as_str());
+    }
+}
