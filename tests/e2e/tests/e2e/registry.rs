@@ -1,0 +1,118 @@
+//! Pulling from a real registry: Debian's docker-registry on the world's own loopback.
+
+use std::{
+    fs,
+    net::TcpStream,
+    process::{Child, Command, Stdio},
+};
+
+use knarr_harness::{ImageBuilder, World};
+
+use crate::world;
+
+struct Registry(Child);
+
+impl Registry {
+    /// A registry on 127.0.0.1:5000 of the world's network namespace.
+    fn start(world: &World) -> Self {
+        let root = world.path().join("registry");
+        let config = world.path().join("registry.yml");
+        let text = format!(
+            "version: 0.1\nlog: {{level: error}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\nhttp: {{addr: 127.0.0.1:5000}}\n",
+            root.display()
+        );
+        fs::write(&config, text).unwrap();
+        let child = Command::new("docker-registry")
+            .arg("serve")
+            .arg(&config)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("docker-registry is installed");
+        let mut registry = Self(child);
+        while TcpStream::connect("127.0.0.1:5000").is_err() {
+            assert!(registry.0.try_wait().unwrap().is_none(), "the registry ended");
+            std::thread::yield_now();
+        }
+        registry
+    }
+
+    /// Pushes an archive with skopeo.
+    fn push(&self, world: &World, archive: &[u8], name: &str) {
+        let file = world.path().join("push.tar");
+        fs::write(&file, archive).unwrap();
+        let source = format!("docker-archive:{}", file.display());
+        let target = format!("docker://127.0.0.1:5000/{name}");
+        world
+            .host_run(
+                "skopeo",
+                &[
+                    "copy",
+                    "--quiet",
+                    "--insecure-policy",
+                    "--dest-tls-verify=false",
+                    &source,
+                    &target,
+                ],
+            )
+            .ok();
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn both_kinds_are_pulled_and_run() {
+    let world = world();
+    let registry = Registry::start(&world);
+    let native = ImageBuilder::busybox()
+        .unwrap()
+        .next_layer()
+        .file("/greeting", "ahoy\n", 0o644)
+        .cmd(&["cat", "/greeting"]);
+    registry.push(&world, &native.docker_archive(), "ship/native:1");
+    registry.push(
+        &world,
+        &ImageBuilder::wasm("x:1", "hello").unwrap().docker_archive(),
+        "ship/wasm:1",
+    );
+    let pulled = world.knarr(&["pull", "127.0.0.1:5000/ship/native:1"]).ok();
+    assert!(pulled.contains("Status: Downloaded newer image"), "{pulled}");
+    let again = world.knarr(&["pull", "127.0.0.1:5000/ship/native:1"]).ok();
+    assert!(again.contains("Image is up to date"), "{again}");
+    assert_eq!(world.knarr(&["run", "--rm", "127.0.0.1:5000/ship/native:1"]).ok(), "ahoy");
+    assert!(world.knarr(&["run", "--rm", "127.0.0.1:5000/ship/wasm:1"]).ok().contains("hello"));
+    let digest = world
+        .knarr(&[
+            "image",
+            "inspect",
+            "127.0.0.1:5000/ship/native:1",
+            "--format",
+            "{{index .RepoDigests 0}}",
+        ])
+        .ok();
+    assert!(digest.starts_with("127.0.0.1:5000/ship/native@sha256:"), "{digest}");
+    world.knarr(&["rmi", "-f", "127.0.0.1:5000/ship/native:1"]).ok();
+    assert_eq!(world.knarr(&["run", "--rm", &digest]).ok(), "ahoy");
+}
+
+#[test]
+fn docker_pulls_too() {
+    let world = world();
+    let registry = Registry::start(&world);
+    registry.push(&world, &ImageBuilder::busybox().unwrap().docker_archive(), "ship/box:1");
+    let pulled = world.docker(&["pull", "127.0.0.1:5000/ship/box:1"]).ok();
+    assert!(pulled.contains("Status: Downloaded newer image"), "{pulled}");
+    let missing = world.docker(&["pull", "127.0.0.1:5000/ship/box:none"]);
+    assert_ne!(missing.code, 0);
+    assert!(
+        missing.stderr.contains("not found") || missing.stderr.contains("manifest unknown"),
+        "{}",
+        missing.stderr
+    );
+}

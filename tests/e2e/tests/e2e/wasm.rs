@@ -1,0 +1,109 @@
+//! The same verbs on Wasm containers.
+
+use knarr_harness::ImageBuilder;
+
+use crate::{world, world_of_both};
+
+#[test]
+fn a_wasm_program_runs_like_any_other() {
+    let world = world_of_both();
+    let said = world.knarr(&["run", "--rm", "-e", "NAME=boat", "hello"]).ok();
+    assert!(said.contains("hello"), "{said}");
+    assert_eq!(world.knarr(&["run", "--rm", "hello", "exit", "7"]).code, 7);
+    assert_eq!(world.knarr(&["ps", "-a", "-q"]).ok(), "");
+}
+
+#[test]
+fn image_inspect_shows_the_decision_and_its_reason() {
+    let world = world_of_both();
+    let field = |image: &str, field: &str| {
+        world
+            .knarr(&[
+                "image",
+                "inspect",
+                image,
+                "--format",
+                &format!("{{{{json .Knarr.{field}}}}}"),
+            ])
+            .ok()
+    };
+    assert!(field("busybox", "Workload").contains("native"));
+    assert!(field("hello", "Workload").contains("preview1-command"));
+    assert!(field("web", "Workload").contains("http-proxy"));
+    assert!(field("web", "Reason").contains("wasi:http/incoming-handler"));
+}
+
+#[test]
+fn a_service_without_a_server_has_logs_stats_and_a_clean_stop() {
+    let world = world_of_both();
+    world.knarr(&["run", "-d", "--name", "web", "-m", "64m", "web"]).ok();
+    let stats = world.knarr(&["stats", "--no-stream", "--format", "{{.Name}} {{.MemUsage}}"]).ok();
+    assert!(stats.starts_with("web ") && stats.contains("/ 64MiB"), "{stats}");
+    let processes = world.knarr(&["top", "web"]).ok();
+    assert!(processes.contains("knarr-wasm"), "{processes}");
+    world.knarr(&["pause", "web"]).ok();
+    world.knarr(&["unpause", "web"]).ok();
+    world.knarr(&["stop", "web"]).ok();
+    assert_eq!(world.knarr(&["inspect", "web", "--format", "{{.State.Status}}"]).ok(), "exited");
+    world.knarr(&["start", "web"]).ok();
+    world.knarr(&["rm", "-f", "web"]).ok();
+}
+
+#[test]
+fn w01_a_tight_loop_stops_in_time() {
+    let world = world();
+    let spin = wat_image(&world, "spin", "(loop br 0)");
+    world.knarr(&["run", "-d", "--name", "spin", &spin]).ok();
+    world.knarr(&["stop", "-t", "5", "spin"]).ok();
+    assert_eq!(world.knarr(&["inspect", "spin", "--format", "{{.State.ExitCode}}"]).ok(), "143");
+}
+
+#[test]
+fn a_trap_is_an_exit_code_and_a_message() {
+    let world = world();
+    let trap = wat_image(&world, "trap", "unreachable");
+    let run = world.knarr(&["run", "--rm", &trap]);
+    assert_eq!(run.code, 134, "{}", run.stderr);
+    assert!(run.stderr.contains("unreachable"), "{}", run.stderr);
+}
+
+#[test]
+fn i19_what_conflicts_is_refused_with_both_readings() {
+    let world = world();
+    let lying = ImageBuilder::busybox()
+        .unwrap()
+        .named("liar:latest")
+        .platform("wasi", "wasm")
+        .docker_archive();
+    let refused = world.knarr_with_input(&["load"], &lying);
+    assert_ne!(refused.code, 0);
+    let said = refused.stderr + &refused.stdout;
+    assert!(said.contains("wasi/wasm") && said.contains("ELF"), "{said}");
+}
+
+#[test]
+fn what_a_wasm_container_cannot_have_is_refused_with_a_reason() {
+    let world = world_of_both();
+    for flags in [&["--privileged"][..], &["--cap-add", "NET_ADMIN"], &["--device", "/dev/null"]] {
+        let refused = world.knarr(&[&["run", "--rm"], flags, &["hello"]].concat());
+        assert_eq!(refused.code, 125, "{flags:?}: {}", refused.stderr);
+        assert!(refused.stderr.contains("Wasm"), "{}", refused.stderr);
+    }
+}
+
+/// An image whose program is a preview 1 command with this body.
+fn wat_image(world: &knarr_harness::World, name: &str, body: &str) -> String {
+    // A module so small that its bytes can be written by hand would hide what it
+    // is; the text form is turned into bytes by the crate that wasmtime uses.
+    let text = format!(
+        r#"(module (import "wasi_snapshot_preview1" "proc_exit" (func (param i32)))
+            (memory (export "memory") 1) (func (export "_start") {body}))"#
+    );
+    let code = wat::parse_str(text).expect("valid text");
+    let image = ImageBuilder::new(&format!("{name}:latest"))
+        .platform("wasi", "wasm")
+        .file("/app.wasm", code, 0o755)
+        .entrypoint(&["/app.wasm"]);
+    world.load(&image.docker_archive());
+    name.to_owned()
+}
