@@ -8,6 +8,7 @@
 //! | `install` | puts the programs and a systemd unit in place |
 //! | `bench` | measures side by side with the peers that are installed |
 //! | `deps` | checks who imports whom (ARCHITECTURE.md) |
+//! | `vm` | runs the basics on a cgroup v2 system in an emulator |
 //! | `guests` | rebuilds the Wasm examples from their source |
 
 #![forbid(unsafe_code)]
@@ -16,13 +17,14 @@ mod deps;
 mod install;
 mod prepare;
 mod run;
+mod vm;
 
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use run::{cargo, products};
 
-const USAGE: &str = "usage: cargo xtask demo | test [nextest arguments] | ci | install [prefix] | bench [arguments] | deps | guests";
+const USAGE: &str = "usage: cargo xtask demo | test [nextest arguments] | ci | install [prefix] | bench [arguments] | deps | vm | guests";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -54,6 +56,11 @@ fn chore(arguments: &[String]) -> Result<()> {
             run::run(&products()?.join("knarr-bench"), rest)
         }
         "deps" => deps::check(),
+        "vm" => {
+            prepare::packages(prepare::VM)?;
+            cargo(&["build", "--release", "--workspace"])?;
+            vm::test()
+        }
         "guests" => {
             prepare::packages(prepare::GUESTS)?;
             run::run(&run::root().join("wasm-examples/build.sh"), rest)

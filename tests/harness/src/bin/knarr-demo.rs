@@ -2,6 +2,9 @@
 //!
 //! A native and a Wasm service on one network with one volume, started by one
 //! engine in namespaces of its own; nothing of the machine is touched.
+//!
+//! `knarr-demo --archive busybox|hello|web` writes one of the test images to
+//! standard output instead, for machines that have no harness.
 
 #![forbid(unsafe_code)]
 
@@ -15,6 +18,23 @@ use anyhow::{Context as _, Result, bail};
 use knarr_harness::{ImageBuilder, World, bin_dir};
 
 fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => show_all(),
+        ["--archive", name] => Ok(std::io::stdout().write_all(&archive(name)?)?),
+        _ => bail!("usage: knarr-demo [--archive busybox|hello|web]"),
+    }
+}
+
+fn archive(name: &str) -> Result<Vec<u8>> {
+    let image = match name {
+        "busybox" => ImageBuilder::busybox()?,
+        guest => ImageBuilder::wasm(&format!("{guest}:latest"), guest)?,
+    };
+    Ok(image.docker_archive())
+}
+
+fn show_all() -> Result<()> {
     let world = World::new()?;
     say("Images: a native program, and a Wasm component that exports wasi:http");
     world.load(

@@ -1,0 +1,240 @@
+//! The basics on a cgroup v2 system: Debian's cloud kernel in an emulator.
+//!
+//! ```text
+//!   kernel package ─ unpacked, not installed ─┐
+//!   busybox, Knarr's programs, images, script ─┴─ initramfs ─ qemu ─ serial line ─ verdict
+//! ```
+//!
+//! No hardware virtualisation is needed: software emulation boots in seconds.
+
+use std::{
+    fs,
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::run::{products, root, run};
+
+/// Modules beyond what is built in: overlay, bridges, veth, the packet filter.
+const MODULE_DIRECTORIES: [&str; 10] = [
+    "fs/overlayfs",
+    "net/bridge",
+    "net/802",
+    "net/llc",
+    "net/netfilter",
+    "net/ipv4",
+    "net/ipv6",
+    "lib",
+    "crypto",
+    "arch/x86/crypto",
+];
+const MODULE_FILES: [&str; 1] = ["drivers/net/veth.ko"];
+
+/// Boots, runs `vm.sh`, and judges by what it printed.
+pub fn test() -> Result<()> {
+    let work = products()?.join("knarr-vm");
+    fs::create_dir_all(&work)?;
+    let (kernel, modules) = unpack_kernel(&work)?;
+    let initramfs = work.join("initramfs");
+    write_initramfs(&initramfs, &modules, &work)?;
+    let output = boot(&kernel, &initramfs)?;
+    let failures: Vec<&str> = output.lines().filter(|line| line.contains("not ok ")).collect();
+    ensure!(failures.is_empty(), "on cgroup v2:\n{}", failures.join("\n"));
+    ensure!(output.contains("knarr-vm: all passed"), "the machine ended before its tests did");
+    Ok(())
+}
+
+/// Fetches the kernel package once and unpacks it; answers the kernel and its module tree.
+fn unpack_kernel(work: &Path) -> Result<(PathBuf, PathBuf)> {
+    let tree = work.join("kernel");
+    if !tree.join("boot").is_dir() {
+        run(Path::new("apt-get"), &["-qq", "update"])?;
+        let depends =
+            Command::new("apt-cache").args(["depends", "linux-image-cloud-amd64"]).output()?;
+        let depends = String::from_utf8_lossy(&depends.stdout).into_owned();
+        let package = depends
+            .split_whitespace()
+            .find(|word| word.starts_with("linux-image-") && *word != "linux-image-cloud-amd64")
+            .context("linux-image-cloud-amd64 depends on no kernel")?;
+        let status = Command::new("apt-get")
+            .args(["-qq", "download", package])
+            .current_dir(work)
+            .status()?;
+        ensure!(status.success(), "apt-get download {package}: {status}");
+        let deb = entry(work, |name| name.starts_with(package) && name.ends_with(".deb"))?;
+        run(Path::new("dpkg"), &[Path::new("-x"), &deb, &tree])?;
+    }
+    let kernel = entry(&tree.join("boot"), |name| name.starts_with("vmlinuz"))?;
+    let modules = entry(&tree.join("lib/modules"), |_| true)?;
+    Ok((kernel, modules))
+}
+
+fn entry(directory: &Path, wanted: impl Fn(&str) -> bool) -> Result<PathBuf> {
+    for entry in fs::read_dir(directory).with_context(|| directory.display().to_string())? {
+        let entry = entry?;
+        if wanted(&entry.file_name().to_string_lossy()) {
+            return Ok(entry.path());
+        }
+    }
+    bail!("{} holds nothing of the kind", directory.display())
+}
+
+fn write_initramfs(path: &Path, modules: &Path, work: &Path) -> Result<()> {
+    let version = modules.file_name().context("a kernel version")?.to_string_lossy().into_owned();
+    let slim = work.join("modules");
+    let base = slim.join("lib/modules").join(&version);
+    for directory in MODULE_DIRECTORIES {
+        copy_modules(
+            &modules.join("kernel").join(directory),
+            &base.join("kernel").join(directory),
+        )?;
+    }
+    for file in MODULE_FILES {
+        let to = base.join("kernel").join(file);
+        fs::create_dir_all(to.parent().context("a module lies in a directory")?)?;
+        fs::copy(modules.join("kernel").join(file), to)?;
+    }
+    for list in ["modules.order", "modules.builtin"] {
+        fs::copy(modules.join(list), base.join(list))?;
+    }
+    run(Path::new("/sbin/depmod"), &[Path::new("-b"), &slim, Path::new(&version)])?;
+
+    let mut archive = Cpio::default();
+    for directory in ["bin", "proc", "sys", "dev", "run", "tmp", "knarr", "newroot"] {
+        archive.directory(directory);
+    }
+    archive.file("bin/busybox", &fs::read("/bin/busybox").context("busybox-static")?, 0o755);
+    archive.file("init", include_bytes!("../vm/init.sh"), 0o755);
+    archive.file("knarr/test.sh", include_bytes!("../vm/test.sh"), 0o755);
+    let bin = products()?;
+    for program in ["knarr", "knarrd", "containerd-shim-knarr-v1", "knarr-wasm"] {
+        let content = fs::read(bin.join(program)).with_context(|| program.to_owned())?;
+        archive.file(&format!("knarr/{program}"), &content, 0o755);
+    }
+    for image in ["busybox", "hello", "web"] {
+        let output = Command::new(bin.join("knarr-demo"))
+            .args(["--archive", image])
+            .current_dir(root())
+            .stderr(Stdio::inherit())
+            .output()?;
+        ensure!(output.status.success(), "image {image}: {}", output.status);
+        archive.file(&format!("knarr/{image}.tar"), &output.stdout, 0o644);
+    }
+    archive.tree(&slim.join("lib"), "lib")?;
+    fs::File::create(path)?.write_all(&archive.finish())?;
+    Ok(())
+}
+
+fn copy_modules(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from).with_context(|| from.display().to_string())? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            copy_modules(&entry.path(), &to.join(entry.file_name()))?;
+        } else {
+            fs::copy(entry.path(), to.join(entry.file_name()))?;
+        }
+    }
+    Ok(())
+}
+
+fn boot(kernel: &Path, initramfs: &Path) -> Result<String> {
+    let mut command = Command::new("timeout");
+    command
+        .args([
+            "600",
+            "qemu-system-x86_64",
+            "-accel",
+            "tcg",
+            "-cpu",
+            "max",
+            "-m",
+            "1536",
+            "-smp",
+            "2",
+        ])
+        .args(["-nographic", "-no-reboot", "-nic", "none"])
+        .arg("-kernel")
+        .arg(kernel)
+        .arg("-initrd")
+        .arg(initramfs)
+        .args(["-append", "console=ttyS0 panic=-1 quiet cgroup_no_v1=all"])
+        .stdin(Stdio::null());
+    eprintln!("+ {command:?}");
+    let output = command.output().context("run qemu")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    print!("{text}");
+    Ok(text)
+}
+
+/// The `newc` archive that the kernel unpacks at boot (kernel documentation,
+/// driver-api/early-userspace/buffer-format).
+#[derive(Default)]
+struct Cpio {
+    bytes: Vec<u8>,
+    inode: u32,
+}
+
+impl Cpio {
+    fn directory(&mut self, name: &str) {
+        self.entry(name, 0o040_755, &[]);
+    }
+
+    fn file(&mut self, name: &str, content: &[u8], mode: u32) {
+        self.entry(name, 0o100_000 | mode, content);
+    }
+
+    fn tree(&mut self, from: &Path, name: &str) -> Result<()> {
+        self.directory(name);
+        for entry in fs::read_dir(from)? {
+            let entry = entry?;
+            let child = format!("{name}/{}", entry.file_name().to_string_lossy());
+            if entry.file_type()?.is_dir() {
+                self.tree(&entry.path(), &child)?;
+            } else {
+                self.file(&child, &fs::read(entry.path())?, 0o644);
+            }
+        }
+        Ok(())
+    }
+
+    fn entry(&mut self, name: &str, mode: u32, content: &[u8]) {
+        self.inode += 1;
+        let fields = [
+            self.inode,
+            mode,
+            0,
+            0,
+            1,
+            0,
+            content.len() as u32,
+            0,
+            0,
+            0,
+            0,
+            name.len() as u32 + 1,
+            0,
+        ];
+        self.bytes.extend_from_slice(b"070701");
+        for field in fields {
+            self.bytes.extend_from_slice(format!("{field:08x}").as_bytes());
+        }
+        self.bytes.extend_from_slice(name.as_bytes());
+        self.bytes.push(0);
+        self.pad();
+        self.bytes.extend_from_slice(content);
+        self.pad();
+    }
+
+    fn pad(&mut self) {
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        self.entry("TRAILER!!!", 0, &[]);
+        self.bytes
+    }
+}
