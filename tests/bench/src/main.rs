@@ -1,3 +1,137 @@
-//! Benchmarks side by side with peers.
+//! Speed and memory, side by side with what is installed, in one run.
+//!
+//! Every figure is the wall time of a whole command as a user types it, the
+//! median of `--runs` (default 20) after two warm-up runs, and its ratio to
+//! Knarr's own. Peers that are not installed are left out and named.
+//!
+//! ```text
+//! knarr-bench [--runs N] [--floor PROGRAM]
+//! ```
+//!
+//! `--floor` is a program that makes the same container with raw system calls
+//! and prints `total med=… us`; `cargo xtask bench` builds it where its source
+//! lies beside the project.
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+mod memory;
+mod peers;
+
+use std::{
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use knarr_harness::{ImageBuilder, World};
+use peers::Peer;
+
+fn main() -> Result<()> {
+    let options = Options::parse(std::env::args().skip(1))?;
+    let world = World::new()?;
+    let busybox = ImageBuilder::busybox()?.docker_archive();
+    world.load(&busybox);
+    world.load(&ImageBuilder::wasm("hello:latest", "hello")?.docker_archive());
+    world.knarr(&["run", "-d", "--name", "bench", "busybox", "sleep", "100000"]).ok();
+    world.knarr(&["create", "--name", "again", "busybox", "true"]).ok();
+
+    let mut rows = Vec::new();
+    for (name, arguments) in [
+        ("run --rm true", &["run", "--rm", "busybox", "true"][..]),
+        ("run --rm Wasm hello", &["run", "--rm", "hello"]),
+        ("exec true", &["exec", "bench", "true"]),
+        ("start -a", &["start", "-a", "again"]),
+        ("ps", &["ps"]),
+    ] {
+        let time = median(options.runs, || world.knarr_command(arguments))
+            .with_context(|| name.to_owned())?;
+        rows.push(Row { name, who: "knarr".into(), time });
+    }
+    let mut absent = Vec::new();
+    for start in [peers::docker, peers::podman, peers::containerd] {
+        match start(&world, &busybox) {
+            Ok(peer) => measure_peer(&peer, options.runs, &mut rows),
+            Err(error) => absent.push(format!("{error:#}")),
+        }
+    }
+    print_times(&rows);
+    memory::print(&world)?;
+    if let Some(floor) = &options.floor {
+        peers::floor(floor, &world)?;
+    }
+    for reason in absent {
+        println!("left out: {reason}");
+    }
+    Ok(())
+}
+
+struct Options {
+    runs: usize,
+    floor: Option<String>,
+}
+
+impl Options {
+    fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self> {
+        let mut options = Self { runs: 20, floor: None };
+        while let Some(flag) = arguments.next() {
+            let value = arguments.next().with_context(|| format!("{flag} wants a value"))?;
+            match flag.as_str() {
+                "--runs" => options.runs = value.parse().context("--runs wants a number")?,
+                "--floor" => options.floor = Some(value),
+                _ => anyhow::bail!("usage: knarr-bench [--runs N] [--floor PROGRAM]"),
+            }
+        }
+        Ok(options)
+    }
+}
+
+struct Row {
+    name: &'static str,
+    who: String,
+    time: Duration,
+}
+
+fn measure_peer(peer: &Peer, runs: usize, rows: &mut Vec<Row>) {
+    for (name, arguments) in &peer.commands {
+        match median(runs, || peer.command(arguments)) {
+            Ok(time) => rows.push(Row { name, who: peer.name.clone(), time }),
+            Err(error) => println!("left out: {} {name}: {error:#}", peer.name),
+        }
+    }
+}
+
+/// The median wall time of a command that must succeed.
+fn median(runs: usize, command: impl Fn() -> Command) -> Result<Duration> {
+    let mut times = Vec::with_capacity(runs);
+    for at in 0..runs + 2 {
+        let mut command = command();
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let before = Instant::now();
+        let output = command.spawn()?.wait_with_output()?;
+        let time = before.elapsed();
+        ensure!(
+            output.status.success(),
+            "{command:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        if at >= 2 {
+            times.push(time);
+        }
+    }
+    times.sort();
+    Ok(times[times.len() / 2])
+}
+
+fn print_times(rows: &[Row]) {
+    println!("| command | who | ms | times Knarr's |\n|---|---|---|---|");
+    for row in rows {
+        let own = rows.iter().find(|other| other.who == "knarr" && other.name == row.name);
+        let ratio = own.map_or(1.0, |own| row.time.as_secs_f64() / own.time.as_secs_f64());
+        println!(
+            "| {} | {} | {:.1} | {ratio:.1} |",
+            row.name,
+            row.who,
+            row.time.as_secs_f64() * 1e3
+        );
+    }
+}
