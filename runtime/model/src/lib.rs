@@ -14,6 +14,7 @@ mod id;
 mod platform;
 mod reference;
 mod signal;
+mod subnet;
 pub mod task;
 mod workload;
 
@@ -28,4 +29,5 @@ pub use id::{ContainerId, ExecId, IdError, Name, NetworkId};
 pub use platform::{Platform, PlatformError};
 pub use reference::{Reference, ReferenceError};
 pub use signal::{Signal, SignalError};
+pub use subnet::{Subnet4, SubnetError};
 pub use workload::{WasmAbi, Workload};

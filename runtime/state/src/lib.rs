@@ -23,6 +23,7 @@
 
 pub mod containers;
 pub mod images;
+pub mod networks;
 
 use std::{
     path::Path,
@@ -65,7 +66,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 type Migration = &'static str;
 
 /// Append only: a released migration is never edited.
-const MIGRATIONS: &[Migration] = &[images::SCHEMA, containers::SCHEMA];
+const MIGRATIONS: &[Migration] = &[images::SCHEMA, containers::SCHEMA, networks::SCHEMA];
 
 impl Db {
     /// Opens or creates the database and brings its schema up to date.

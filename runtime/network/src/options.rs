@@ -1,0 +1,62 @@
+//! How the networks of one engine are set up.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+};
+
+use knarr_model::Subnet4;
+
+/// How the networks of one engine are set up.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Tells this engine's things on the host from another's: the packet
+    /// filter's table is `knarr-<instance>`, bridges carry it as their alias.
+    /// Lower-case letters, digits and `-`, at most 32; derive it from the data root.
+    pub instance: String,
+    /// Interface name of the default network's bridge; `knarr0` unless said.
+    /// An engine beside another needs one of its own.
+    pub bridge: String,
+    /// The default bridge's own address and subnet (`--bip`); from the pools unless said.
+    pub bridge_address: Option<(Ipv4Addr, Subnet4)>,
+    /// Where subnets of networks come from that ask for none.
+    pub pools: Vec<Pool>,
+    /// What `host-gateway` means; the default bridge's address unless said.
+    pub host_gateway: Option<IpAddr>,
+    /// Name servers of all containers that ask for none (`--dns`); the host's unless said.
+    pub dns: Vec<IpAddr>,
+    /// The host's own resolver configuration.
+    pub resolv_conf: PathBuf,
+    /// Largest packet on the bridges; 1500 unless said.
+    pub mtu: u32,
+}
+
+/// Addresses that networks are cut from: blocks of `size` bits out of `base`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pool {
+    /// All of them.
+    pub base: Subnet4,
+    /// Prefix length of one network.
+    pub size: u8,
+}
+
+impl Options {
+    /// Docker's pools: 172.17 to 172.31 as /16, then 192.168 as /20.
+    pub fn new(instance: impl Into<String>) -> Self {
+        let pool = |address: [u8; 4], prefix, size| {
+            Subnet4::containing(address.into(), prefix).map(|base| Pool { base, size })
+        };
+        let mut pools: Vec<Pool> = (17..=31).filter_map(|n| pool([172, n, 0, 0], 16, 16)).collect();
+        pools.extend(pool([192, 168, 0, 0], 16, 20));
+        Self {
+            instance: instance.into(),
+            bridge: "knarr0".into(),
+            bridge_address: None,
+            pools,
+            host_gateway: None,
+            dns: Vec::new(),
+            resolv_conf: "/etc/resolv.conf".into(),
+            mtu: 1500,
+        }
+    }
+}
