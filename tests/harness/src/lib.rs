@@ -3,6 +3,7 @@
 //! ```text
 //!   World       a private engine: own namespaces, own roots, own socket
 //!   ImageBuilder  images from literal files, as docker-archive or OCI layout
+//!   fixtures    real programs from the package registries
 //!   Inventory   what the host holds: mounts, links, cgroups, processes
 //! ```
 //!
@@ -11,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod fixtures;
 mod image;
 mod inventory;
 mod world;

@@ -53,7 +53,9 @@ fn chore(arguments: &[String]) -> Result<()> {
         "bench" => {
             prepare::packages(prepare::BENCH)?;
             cargo(&["build", "--release", "--workspace"])?;
-            run::run(&products()?.join("knarr-bench"), rest)
+            let mut arguments = rest.to_vec();
+            arguments.extend(floor()?);
+            run::run(&products()?.join("knarr-bench"), &arguments)
         }
         "deps" => deps::check(),
         "vm" => {
@@ -83,6 +85,20 @@ fn test(rest: &[String]) -> Result<()> {
     let mut arguments = vec!["nextest", "run", "--release", "--workspace"];
     arguments.extend(rest.iter().map(String::as_str));
     cargo(&arguments)
+}
+
+/// Builds the physical floor, where its source lies beside the project.
+fn floor() -> Result<Vec<String>> {
+    let source = run::root().join("../shared/bench/floor.c");
+    if !source.exists() {
+        return Ok(Vec::new());
+    }
+    let program = products()?.join("floor").to_string_lossy().into_owned();
+    run::run(
+        std::path::Path::new("gcc"),
+        &["-O2", "-w", "-static", "-o", &program, &source.to_string_lossy()],
+    )?;
+    Ok(vec!["--floor".into(), program])
 }
 
 fn ci() -> Result<()> {

@@ -6,6 +6,7 @@ mod basics;
 mod crash;
 mod docker_client;
 mod networks;
+mod real_images;
 mod registry;
 mod streams;
 mod volumes;

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::{Read as _, Write as _},
     net::TcpStream,
     process::{Child, Command, Stdio},
 };
@@ -10,11 +11,12 @@ use knarr_harness::{ImageBuilder, World};
 
 use crate::world;
 
-struct Registry(Child);
+/// Debian's docker-registry.
+pub(crate) struct Registry(Child);
 
 impl Registry {
     /// A registry on 127.0.0.1:5000 of the world's network namespace.
-    fn start(world: &World) -> Self {
+    pub(crate) fn start(world: &World) -> Self {
         let root = world.path().join("registry");
         let config = world.path().join("registry.yml");
         let text = format!(
@@ -38,7 +40,7 @@ impl Registry {
     }
 
     /// Pushes an archive with skopeo.
-    fn push(&self, world: &World, archive: &[u8], name: &str) {
+    pub(crate) fn push(&self, world: &World, archive: &[u8], name: &str) {
         let file = world.path().join("push.tar");
         fs::write(&file, archive).unwrap();
         let source = format!("docker-archive:{}", file.display());
@@ -57,6 +59,21 @@ impl Registry {
             )
             .ok();
     }
+}
+
+/// One request to the registry; answers head and body.
+fn http(method: &str, path: &str, headers: &str, body: &str) -> (String, String) {
+    let mut stream = TcpStream::connect("127.0.0.1:5000").unwrap();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:5000\r\n{headers}Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").expect("an HTTP answer");
+    (head.to_owned(), body.to_owned())
 }
 
 impl Drop for Registry {
