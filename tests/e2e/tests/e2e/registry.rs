@@ -45,19 +45,35 @@ impl Registry {
         fs::write(&file, archive).unwrap();
         let source = format!("docker-archive:{}", file.display());
         let target = format!("docker://127.0.0.1:5000/{name}");
-        world
-            .host_run(
-                "skopeo",
-                &[
-                    "copy",
-                    "--quiet",
-                    "--insecure-policy",
-                    "--dest-tls-verify=false",
-                    &source,
-                    &target,
-                ],
-            )
-            .ok();
+        let flags = ["copy", "--quiet", "--insecure-policy", "--dest-tls-verify=false"];
+        world.host_run("skopeo", &[&flags[..], &[&source, &target]].concat()).ok();
+    }
+
+    /// Puts an index over manifests that were pushed before: `(tag, os, architecture)`.
+    pub(crate) fn index(&self, repository: &str, tag: &str, members: &[(&str, &str, &str)]) {
+        let manifests: Vec<serde_json::Value> = members
+            .iter()
+            .map(|(member, os, architecture)| {
+                let accept = "Accept: application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json\r\n";
+                let (head, body) = http("GET", &format!("/v2/{repository}/manifests/{member}"), accept, "");
+                let header = |name: &str| {
+                    let line = head.lines().find(|line| line.to_ascii_lowercase().starts_with(name));
+                    line.and_then(|line| line.split_once(": ")).expect("a header").1.to_owned()
+                };
+                serde_json::json!({
+                    "mediaType": header("content-type"),
+                    "digest": header("docker-content-digest"),
+                    "size": body.len(),
+                    "platform": { "os": os, "architecture": architecture },
+                })
+            })
+            .collect();
+        let media_type = "application/vnd.oci.image.index.v1+json";
+        let index = serde_json::json!({ "schemaVersion": 2, "mediaType": media_type, "manifests": manifests });
+        let header = format!("Content-Type: {media_type}\r\n");
+        let (head, body) =
+            http("PUT", &format!("/v2/{repository}/manifests/{tag}"), &header, &index.to_string());
+        assert!(head.starts_with("HTTP/1.1 201"), "{head} {body}");
     }
 }
 
