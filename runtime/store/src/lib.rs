@@ -1,1 +1,120 @@
-//! Content-addressed blobs and overlay snapshots.
+//! Content on disk: blobs named by digest, unpacked layers, writable snapshots.
+//!
+//! ```text
+//!   <data root>/
+//!     blobs/sha256/<hex>          whole and verified, or not there at all
+//!     ingest/<hex>                a blob on its way; survives a crash and goes on
+//!     ingest/layer-<random>/      a layer on its way; swept when the store opens
+//!     ingest/trash-<random>/      something being deleted; swept likewise
+//!     layers/<diff id>/fs         an unpacked layer in overlayfs' terms
+//!     layers/<diff id>/layer.json what it weighs
+//!     empty/                      the lower directory of images without layers
+//!     containers/<id>/{upper,work}  the writable layer of a container
+//!     wasm/<fingerprint>/<hex>.cwasm  compiled code, written by the image room
+//! ```
+//!
+//! Life of everything here: written under `ingest/`, verified, flushed, renamed
+//! into place, its directory flushed. What can be seen under its final name is
+//! complete; a crash leaves only things under `ingest/`.
+//!
+//! The store knows nothing of images: who needs what is told to
+//! [`Store::sweep`] by its caller, who also keeps sweeps and new claims apart.
+//!
+//! **How it fails.** [`Error`] says whose fault it was: the content's (a wrong
+//! digest, a hostile archive) or the host's (I/O, no space). Content errors
+//! leave nothing behind; a transfer that merely broke off leaves its partial
+//! file, where the next [`Store::ingest`] goes on.
+
+#![forbid(unsafe_code)]
+
+mod blobs;
+mod decompress;
+mod error;
+mod extract;
+mod layers;
+mod names;
+mod pax;
+mod remove;
+mod snapshots;
+mod sweep;
+mod tarball;
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{Mode, OFlags};
+
+pub use blobs::{Ingest, MAX_READ};
+pub use decompress::{Compression, Decompressor};
+pub use error::{Error, Result};
+pub use layers::{LayerInfo, Limits, Unpacked};
+pub use snapshots::{Snapshot, Usage};
+pub use sweep::{Keep, Swept};
+pub use tarball::{Entry, EntryKind, Tarball};
+
+/// The content store of one engine.
+#[derive(Debug)]
+pub struct Store {
+    root: PathBuf,
+    blobs: OwnedFd,
+    ingest: OwnedFd,
+    layers: OwnedFd,
+    /// Partial blobs that a writer of this process holds.
+    writing: std::sync::Mutex<std::collections::HashSet<knarr_model::Digest>>,
+}
+
+impl Store {
+    /// Opens or makes the store below `data_root` and removes what a crash left half done.
+    ///
+    /// The caller makes sure that no other process uses the same directory.
+    ///
+    /// # Errors
+    /// When a directory cannot be made or read.
+    pub fn open(data_root: &Path) -> Result<Self> {
+        let make = |name: &str| -> Result<OwnedFd> {
+            let path = data_root.join(name);
+            std::fs::create_dir_all(&path).map_err(Error::io("make directory", &path))?;
+            open_directory(&path)
+        };
+        let store = Self {
+            root: data_root.to_owned(),
+            blobs: make("blobs/sha256")?,
+            ingest: make("ingest")?,
+            layers: make("layers")?,
+
+            writing: std::sync::Mutex::default(),
+        };
+        make("containers")?;
+        make("empty")?;
+        store.sweep_temporary()?;
+        Ok(store)
+    }
+
+    /// The directory that the store was opened on.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn ingest_path(&self, name: &str) -> PathBuf {
+        self.root.join("ingest").join(name)
+    }
+}
+
+fn open_directory(path: &Path) -> Result<OwnedFd> {
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|e| Error::io("open directory", path)(e.into()))
+}
+
+/// Flushes a directory, so that names made in it survive a power cut.
+fn flush_directory(directory: impl AsFd, path: &Path) -> Result<()> {
+    rustix::fs::fsync(directory).map_err(|e| Error::io("flush", path)(e.into()))
+}
+
+/// A name that nothing else under `ingest/` has: the store has one owner process.
+fn unique() -> String {
+    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    let next = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    format!("{}-{next}", std::process::id())
+}

@@ -1,0 +1,202 @@
+//! The root filesystem of a container: layers below, a writable directory on top.
+//!
+//! ```text
+//!   prepare(id, layers)  containers/<id>/{upper,work} made, mount described
+//!   view(layers)         no writable part: read-only
+//!   remove(id)           renamed away at once, deleted at leisure
+//! ```
+//!
+//! Nothing is mounted here: a [`Snapshot`] is a description that the sandbox
+//! mounts inside the container's own mount namespace, where it vanishes with it.
+//!
+//! **How it fails.** `remove` of what is not there is success. A removal that is
+//! interrupted leaves the directory under `ingest/trash-…`, swept at the next open.
+
+use std::{
+    collections::HashSet,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
+    path::{Path, PathBuf},
+};
+
+use knarr_model::{ContainerId, Digest};
+
+use crate::{Error, Result, Store, remove};
+
+/// The overlay of one container, as paths.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Lower directories, the topmost first; never empty, none twice.
+    pub lower: Vec<PathBuf>,
+    /// Where changes go; none for a read-only view.
+    pub upper: Option<PathBuf>,
+    /// overlayfs' own directory beside `upper`.
+    pub work: Option<PathBuf>,
+}
+
+impl Snapshot {
+    /// Options of a containerd mount of type `overlay`.
+    pub fn overlay_options(&self) -> Vec<String> {
+        let lower: Vec<String> = self.lower.iter().map(|path| path.display().to_string()).collect();
+        let mut options = vec![format!("lowerdir={}", lower.join(":"))];
+        if let (Some(upper), Some(work)) = (&self.upper, &self.work) {
+            options.push(format!("upperdir={}", upper.display()));
+            options.push(format!("workdir={}", work.display()));
+        }
+        options
+    }
+}
+
+/// What a writable layer holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes of disk.
+    pub bytes: u64,
+    /// Files and directories.
+    pub inodes: u64,
+}
+
+impl Store {
+    /// Makes the writable directories of a container and describes its root
+    /// filesystem. Idempotent.
+    ///
+    /// # Errors
+    /// When a layer (diff ids, lowest first) is not in the store or the host fails.
+    pub fn prepare(&self, id: &ContainerId, layers: &[Digest]) -> Result<Snapshot> {
+        let snapshot = self.snapshot(id, layers)?;
+        let directory = self.container_path(id);
+        for (name, mode) in [("", 0o700), ("upper", 0o755), ("work", 0o700)] {
+            let path = directory.join(name);
+            match std::fs::DirBuilder::new().mode(mode).create(&path) {
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+                other => other.map_err(Error::io("make directory", &path))?,
+            }
+        }
+        Ok(snapshot)
+    }
+
+    /// Describes the root filesystem of a container that was prepared before.
+    ///
+    /// # Errors
+    /// When a layer is not in the store.
+    pub fn snapshot(&self, id: &ContainerId, layers: &[Digest]) -> Result<Snapshot> {
+        let directory = self.container_path(id);
+        Ok(Snapshot {
+            upper: Some(directory.join("upper")),
+            work: Some(directory.join("work")),
+            ..self.view(layers)?
+        })
+    }
+
+    /// Describes layers (diff ids, lowest first) without anything writable.
+    ///
+    /// # Errors
+    /// When a layer is not in the store.
+    pub fn view(&self, layers: &[Digest]) -> Result<Snapshot> {
+        let mut seen = HashSet::new();
+        let mut lower = Vec::new();
+        // overlayfs refuses a directory that is there twice. Of a layer that is,
+        // the topmost place alone counts: it hides the lower one entirely.
+        for layer in layers.iter().rev().filter(|layer| seen.insert(**layer)) {
+            if !self.has_layer(layer) {
+                return Err(Error::NotFound { what: "layer", digest: *layer });
+            }
+            lower.push(self.layer_path(layer));
+        }
+        if lower.is_empty() {
+            lower.push(self.root().join("empty"));
+        }
+        Ok(Snapshot { lower, upper: None, work: None })
+    }
+
+    /// `containers/<id>`: the writable layer, the log and the files of one container.
+    pub fn container_path(&self, id: &ContainerId) -> PathBuf {
+        self.root().join("containers").join(id.as_str())
+    }
+
+    /// Removes `containers/<id>` with everything in it. The name is gone when
+    /// this returns; deep or large trees are deleted before it returns, so call
+    /// it where blocking is allowed.
+    ///
+    /// # Errors
+    /// When the host fails.
+    pub fn remove_snapshot(&self, id: &ContainerId) -> Result<()> {
+        match self.retire_snapshot(id)? {
+            Some(trash) => remove::tree(&trash),
+            None => Ok(()),
+        }
+    }
+
+    /// The first half of [`Store::remove_snapshot`]: takes the name away and
+    /// answers what is left to delete with [`Store::delete_retired`].
+    ///
+    /// # Errors
+    /// When the host fails.
+    pub fn retire_snapshot(&self, id: &ContainerId) -> Result<Option<PathBuf>> {
+        self.retire(&self.container_path(id))
+    }
+
+    /// The second half: deletes. Interrupted, it is finished at the next open.
+    ///
+    /// # Errors
+    /// When the host fails.
+    pub fn delete_retired(&self, retired: &Path) -> Result<()> {
+        remove::tree(retired)
+    }
+
+    /// What a container wrote. Walks its upper directory.
+    ///
+    /// # Errors
+    /// When the host fails.
+    pub fn usage(&self, id: &ContainerId) -> Result<Usage> {
+        usage(&self.container_path(id).join("upper"))
+    }
+
+    /// The ids of all containers that have a directory here, for reconciling.
+    ///
+    /// # Errors
+    /// When the host fails.
+    pub fn snapshots(&self) -> Result<Vec<ContainerId>> {
+        let path = self.root().join("containers");
+        let entries = std::fs::read_dir(&path).map_err(Error::io("read", &path))?;
+        Ok(entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect())
+    }
+
+    /// Renames something into the trash.
+    pub(crate) fn retire(&self, path: &Path) -> Result<Option<PathBuf>> {
+        let trash = self.ingest_path(&format!("trash-{}", crate::unique()));
+        match std::fs::rename(path, &trash) {
+            Ok(()) => Ok(Some(trash)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::io("remove", path)(e)),
+        }
+    }
+}
+
+/// Walks a tree without recursion; what vanishes meanwhile is not counted.
+pub(crate) fn usage(root: &Path) -> Result<Usage> {
+    let mut usage = Usage::default();
+    let mut linked = HashSet::new();
+    let mut pending = vec![root.to_owned()];
+    while let Some(directory) = pending.pop() {
+        let entries = match std::fs::read_dir(&directory) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(e) => return Err(Error::io("read", &directory)(e)),
+        };
+        for entry in entries.flatten() {
+            let Ok(metadata) = entry.metadata() else { continue };
+            if metadata.nlink() > 1
+                && !metadata.is_dir()
+                && !linked.insert((metadata.dev(), metadata.ino()))
+            {
+                continue;
+            }
+            usage.bytes += metadata.blocks() * 512;
+            usage.inodes += 1;
+            if metadata.is_dir() {
+                pending.push(entry.path());
+            }
+        }
+    }
+    Ok(usage)
+}

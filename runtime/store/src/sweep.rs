@@ -1,0 +1,105 @@
+//! Removing what nobody names.
+//!
+//! The caller says what is named, and makes sure that nobody names anything
+//! new while this runs. Names disappear first (renamed away), deletion follows.
+//!
+//! **How it fails.** It goes on after a failure and reports the first.
+
+use std::{collections::BTreeSet, path::PathBuf, time::Duration};
+
+use knarr_model::Digest;
+
+use crate::{Error, Result, Store, remove};
+
+/// Partial blobs that nobody touched for so long are given up.
+const PARTIAL_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// What stays.
+#[derive(Debug, Clone, Default)]
+pub struct Keep {
+    /// Blobs by digest.
+    pub blobs: BTreeSet<Digest>,
+    /// Layers by diff id.
+    pub layers: BTreeSet<Digest>,
+    /// Wasm modules whose compiled code stays.
+    pub modules: BTreeSet<Digest>,
+}
+
+/// What a sweep took away.
+#[derive(Debug, Clone, Default)]
+pub struct Swept {
+    /// Blobs that are gone.
+    pub blobs: Vec<Digest>,
+    /// Layers that are gone.
+    pub layers: Vec<Digest>,
+    /// Bytes of both.
+    pub bytes: u64,
+    /// Trees still to delete with [`Store::delete_retired`], outside of any lock.
+    pub retired: Vec<PathBuf>,
+}
+
+impl Store {
+    /// Takes the names of all blobs, layers and compiled modules away that are
+    /// not to be kept.
+    ///
+    /// # Errors
+    /// When the host fails.
+    pub fn sweep(&self, keep: &Keep) -> Result<Swept> {
+        let mut swept = Swept::default();
+        for (digest, path) in named_by_digest(&self.root().join("blobs/sha256"), "")? {
+            if !keep.blobs.contains(&digest) {
+                swept.bytes += path.metadata().map_or(0, |m| m.len());
+                std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+                swept.blobs.push(digest);
+            }
+        }
+        for (digest, path) in named_by_digest(&self.root().join("layers"), "")? {
+            if !keep.layers.contains(&digest) {
+                swept.bytes += self.layer_info(&digest).map_or(0, |info| info.size);
+                swept.retired.extend(self.retire(&path)?);
+                swept.layers.push(digest);
+            }
+        }
+        if let Ok(hosts) = std::fs::read_dir(self.root().join("wasm")) {
+            for host in hosts.flatten() {
+                for (digest, path) in named_by_digest(&host.path(), ".cwasm").unwrap_or_default() {
+                    if !keep.modules.contains(&digest) {
+                        swept.bytes += path.metadata().map_or(0, |m| m.len());
+                        std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+                    }
+                }
+            }
+        }
+        Ok(swept)
+    }
+
+    /// Removes what only a crash can have left, and partial blobs that nobody wants.
+    pub(crate) fn sweep_temporary(&self) -> Result<()> {
+        let path = self.root().join("ingest");
+        for entry in std::fs::read_dir(&path).map_err(Error::io("read", &path))?.flatten() {
+            let name = entry.file_name();
+            let partial = name.to_str().is_some_and(|n| n.len() == 64);
+            let old = || {
+                let modified = entry.metadata().and_then(|m| m.modified());
+                modified.is_ok_and(|m| m.elapsed().is_ok_and(|age| age > PARTIAL_LIFE))
+            };
+            if !partial || old() {
+                remove::tree(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Entries of a directory whose names are a digest's digits and a suffix.
+fn named_by_digest(directory: &std::path::Path, suffix: &str) -> Result<Vec<(Digest, PathBuf)>> {
+    let entries = std::fs::read_dir(directory).map_err(Error::io("read", directory))?;
+    Ok(entries
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.file_name();
+            let hex = name.to_str()?.strip_suffix(suffix)?;
+            Some((format!("sha256:{hex}").parse().ok()?, entry.path()))
+        })
+        .collect())
+}
