@@ -4,6 +4,10 @@
 //! has no libc at all). Each says why it is needed and why it is sound. All
 //! file descriptors that come out are close-on-exec.
 
+mod bpf;
+mod mount;
 mod process;
 
-pub use process::pidfd_send_signal;
+pub use bpf::{BpfInstruction, attach_device_filter, load_device_filter};
+pub use mount::{MountAttr, mount_setattr};
+pub use process::{Launch, launch, pidfd_send_signal};

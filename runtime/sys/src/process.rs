@@ -1,6 +1,6 @@
-//! Processes: clone3, pidfds, namespaces of threads.
+//! Processes: clone3, signals by pidfd.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::io::Errno;
 
@@ -20,6 +20,129 @@ pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<(), Errno
     check(result).map(drop)
 }
 
+/// A program to be started in new namespaces.
+#[derive(Debug)]
+pub struct Launch<'a> {
+    /// CLONE_NEW* bits.
+    pub namespaces: u64,
+    /// A directory of cgroup2 that the child is born in.
+    pub cgroup: Option<BorrowedFd<'a>>,
+    /// The program: a static executable that is content without arguments.
+    pub program: BorrowedFd<'a>,
+    /// Streams 0, 1 and 2 of the child.
+    pub stdio: [BorrowedFd<'a>; 3],
+    /// Another descriptor that the child inherits, and its number there,
+    /// which must be above 2.
+    pub socket: (BorrowedFd<'a>, i32),
+}
+
+/// `struct clone_args` (linux/sched.h, 88 bytes since Linux 5.7).
+#[repr(C, align(8))]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
+
+/// Starts a program as a direct child: its number and its pidfd.
+///
+/// The child does nothing but arrange descriptors and execute, so this is sound
+/// in a process with threads. All its signals are blocked, and all descriptors
+/// but the four named ones are closed if they are close-on-exec, as ours are.
+/// Where the program cannot be executed the child exits with the errno.
+pub fn launch(launch: &Launch<'_>) -> Result<(u32, OwnedFd), Errno> {
+    let mut pidfd: libc::c_int = -1;
+    let mut args = CloneArgs {
+        flags: launch.namespaces | CLONE_CLEAR_SIGHAND | libc::CLONE_PIDFD as u64,
+        pidfd: &raw mut pidfd as u64,
+        exit_signal: libc::SIGCHLD as u64,
+        ..Default::default()
+    };
+    if let Some(cgroup) = launch.cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = cgroup.as_raw_fd() as u64;
+    }
+    let program = launch.program.as_raw_fd();
+    let stdio = launch.stdio.map(|fd| fd.as_raw_fd());
+    let (socket, socket_number) = (launch.socket.0.as_raw_fd(), launch.socket.1);
+    let arguments = [c"knarr-init".as_ptr(), std::ptr::null()];
+    let environment = [std::ptr::null::<libc::c_char>()];
+
+    // JUSTIFICATION: neither libc nor rustix nor nix has clone3, and a child that may only make
+    // system calls cannot be written with safe wrappers.
+    // SAFETY: `args` is a valid clone_args without CLONE_VM, so the child has a copy of our memory;
+    // all signals are blocked around it, so that no handler of ours runs in the child; between
+    // clone3 and execveat the child makes only system calls on integers and on constants whose
+    // addresses were computed before, takes no lock and allocates nothing. `pidfd` is written by
+    // the kernel before the parent returns, and owned by nobody else.
+    unsafe {
+        let mut all = std::mem::zeroed::<libc::sigset_t>();
+        let mut before = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigfillset(&mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
+        let result =
+            libc::syscall(libc::SYS_clone3, &raw mut args, std::mem::size_of::<CloneArgs>());
+        if result == 0 {
+            become_program(program, stdio, socket, socket_number, &arguments, &environment);
+        }
+        let result = check(result);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut());
+        let pid = result?;
+        Ok((pid as u32, OwnedFd::from_raw_fd(pidfd)))
+    }
+}
+
+/// The child's short life as our copy.
+///
+/// # Safety
+/// Only to be called in a child made by clone3, with null-terminated arrays.
+unsafe fn become_program(
+    program: i32,
+    stdio: [i32; 3],
+    socket: i32,
+    socket_number: i32,
+    arguments: &[*const libc::c_char; 2],
+    environment: &[*const libc::c_char; 1],
+) -> ! {
+    // SAFETY: raw system calls on integers, and strings that live as long as the program.
+    unsafe {
+        let errno = || *libc::__errno_location();
+        // Out of the way of the numbers that are about to be taken; closed by exec.
+        let aside = |fd| libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, socket_number + 1);
+        let program = aside(program);
+        let socket = aside(socket);
+        let stdio = stdio.map(aside);
+        let mut good = program >= 0 && socket >= 0;
+        for (number, fd) in stdio.into_iter().enumerate() {
+            good &= fd >= 0 && libc::dup3(fd, number as i32, 0) >= 0;
+        }
+        good &= libc::dup3(socket, socket_number, 0) >= 0;
+        if good {
+            libc::syscall(
+                libc::SYS_execveat,
+                program,
+                c"".as_ptr(),
+                arguments.as_ptr(),
+                environment.as_ptr(),
+                libc::AT_EMPTY_PATH,
+            );
+        }
+        libc::_exit(errno())
+    }
+}
+
 /// The kernel's answer to a raw system call made through libc.
 pub(crate) fn check(result: libc::c_long) -> Result<libc::c_long, Errno> {
     if result == -1 {
@@ -27,4 +150,43 @@ pub(crate) fn check(result: libc::c_long) -> Result<libc::c_long, Errno> {
         return Err(Errno::from_raw_os_error(errno));
     }
     Ok(result)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
+
+    use super::*;
+
+    #[test]
+    fn a_program_that_cannot_be_executed_exits_with_the_errno() {
+        let null = std::fs::File::open("/dev/null").expect("null");
+        let (_, pidfd) = launch(&Launch {
+            namespaces: 0,
+            cgroup: None,
+            program: null.as_fd(),
+            stdio: [null.as_fd(); 3],
+            socket: (null.as_fd(), 100),
+        })
+        .expect("clone3");
+        let status = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED)
+            .expect("wait")
+            .expect("exited");
+        assert_eq!(status.exit_status(), Some(libc::EACCES));
+    }
+
+    #[test]
+    fn signals_reach_a_process_by_its_pidfd() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("sleep");
+        let pid = rustix::process::Pid::from_child(&child);
+        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())
+            .expect("pidfd_open");
+        pidfd_send_signal(pidfd.as_fd(), 34).expect("SIGRTMIN");
+        let status = child.wait().expect("wait");
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(34));
+        assert_eq!(pidfd_send_signal(pidfd.as_fd(), 9), Err(Errno::SRCH));
+        assert_eq!(pidfd_send_signal(pidfd.as_fd(), 999), Err(Errno::INVAL));
+    }
 }

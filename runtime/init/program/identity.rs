@@ -1,0 +1,113 @@
+//! Who the program runs as.
+
+use crate::kernel::*;
+
+const PR_SET_KEEPCAPS: usize = 8;
+const PR_CAPBSET_READ: usize = 23;
+const PR_CAPBSET_DROP: usize = 24;
+const PR_SET_NO_NEW_PRIVS: usize = 38;
+const PR_CAP_AMBIENT: usize = 47;
+
+/// Drops all capabilities but these from the bounding set, also those of
+/// kernels newer than this program.
+pub fn bounding(keep: u64) -> Answer<()> {
+    for capability in 0..64 {
+        if keep & 1 << capability != 0 {
+            continue;
+        }
+        match sys!(PRCTL, PR_CAPBSET_DROP, capability) {
+            Ok(_) => {}
+            // Past the last one, unless the kernel knows it and refuses.
+            Err(EINVAL) if sys!(PRCTL, PR_CAPBSET_READ, capability).is_err() => break,
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+pub fn become_user(uid: u32, gid: u32, groups: &[u8]) -> Answer<()> {
+    sys!(PRCTL, PR_SET_KEEPCAPS, 1)?;
+    sys!(SETGROUPS, groups.len() / 4, groups.as_ptr())?;
+    sys!(SETRESGID, gid, gid, gid)?;
+    sys!(SETRESUID, uid, uid, uid)?;
+    sys!(PRCTL, PR_SET_KEEPCAPS, 0)?;
+    Ok(())
+}
+
+pub fn capabilities(effective: u64, permitted: u64, inheritable: u64) -> Answer<()> {
+    let header = [0x2008_0522u32 /* _LINUX_CAPABILITY_VERSION_3 */, 0];
+    let low = |set: u64| set as u32;
+    let high = |set: u64| (set >> 32) as u32;
+    let data = [
+        low(effective),
+        low(permitted),
+        low(inheritable),
+        high(effective),
+        high(permitted),
+        high(inheritable),
+    ];
+    sys!(CAPSET, header.as_ptr(), data.as_ptr())?;
+    Ok(())
+}
+
+pub fn ambient(set: u64) -> Answer<()> {
+    for capability in (0..64).filter(|bit| set & 1 << bit != 0) {
+        sys!(PRCTL, PR_CAP_AMBIENT, 2 /* RAISE */, capability, 0, 0)?;
+    }
+    Ok(())
+}
+
+pub fn no_new_privs() -> Answer<()> {
+    sys!(PRCTL, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)?;
+    Ok(())
+}
+
+/// `struct sock_fprog`.
+#[repr(C)]
+struct Program {
+    len: u16,
+    filter: *const u8,
+}
+
+pub fn seccomp(flags: u32, filter: &[u8]) -> Answer<()> {
+    let len = u16::try_from(filter.len() / 8).map_err(|_| EINVAL)?;
+    let program = Program { len, filter: filter.as_ptr() };
+    sys!(SECCOMP, 1 /* SET_MODE_FILTER */, flags, &raw const program)?;
+    Ok(())
+}
+
+pub fn keyring(name: &core::ffi::CStr) -> Answer<()> {
+    match sys!(KEYCTL, 1 /* JOIN_SESSION_KEYRING */, name.as_ptr()) {
+        // A kernel without keyrings has none to share.
+        Ok(_) | Err(ENOSYS) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+pub fn signals() -> Answer<()> {
+    let default = [0u64; 4];
+    for signal in (1..=64).filter(|signal| !matches!(signal, 9 | 19 | 32 | 33)) {
+        sys!(RT_SIGACTION, signal, default.as_ptr(), 0, 8)?;
+    }
+    let none = 0u64;
+    sys!(RT_SIGPROCMASK, 2 /* SIG_SETMASK */, &raw const none, 0, 8)?;
+    Ok(())
+}
+
+pub fn loopback() -> Answer<()> {
+    /// `struct ifreq` with flags.
+    #[repr(C)]
+    struct IfReq {
+        name: [u8; 16],
+        flags: u16,
+        rest: [u8; 22],
+    }
+    let mut request =
+        IfReq { name: [0; 16], flags: 0x1 | 0x40 /* UP | RUNNING */, rest: [0; 22] };
+    request.name[..2].copy_from_slice(b"lo");
+    let socket =
+        sys!(SOCKET, 2 /* AF_INET */, 2 | O_CLOEXEC as usize /* SOCK_DGRAM */, 0)? as i32;
+    sys!(IOCTL, socket, 0x8914 /* SIOCSIFFLAGS */, &raw const request)?;
+    close(socket);
+    Ok(())
+}

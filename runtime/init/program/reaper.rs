@@ -1,0 +1,55 @@
+//! `--init`: process 1 stays ours, forwards signals to the program, reaps
+//! everything, and ends as the program ended.
+
+use crate::kernel::*;
+
+const SIGCHLD: i32 = 17;
+const TIOCSPGRP: usize = 0x5410;
+
+/// Comes back in the child; process 1 never does.
+pub fn fork() -> Answer<()> {
+    let all = u64::MAX;
+    // Blocked signals wait for process 1, which would otherwise ignore them.
+    sys!(RT_SIGPROCMASK, 2 /* SIG_SETMASK */, &raw const all, 0, 8)?;
+    let child = sys!(CLONE, SIGCHLD, 0, 0, 0, 0)? as i32;
+    if child != 0 {
+        serve(child)
+    }
+    // A process group of its own, in the foreground where there is a terminal;
+    // SIGTTOU is still blocked, so that this cannot stop us.
+    let _ = sys!(SETPGID, 0, 0);
+    let group = sys!(GETPID)? as i32;
+    let _ = sys!(IOCTL, 0, TIOCSPGRP, &raw const group);
+    let none = 0u64;
+    sys!(RT_SIGPROCMASK, 2, &raw const none, 0, 8)?;
+    Ok(())
+}
+
+fn serve(child: i32) -> ! {
+    // The parent learns of exec by the closing of the socket, and readers of
+    // the program's output learn of its end: we hold none of them.
+    let _ = sys!(CLOSE_RANGE, 0, u32::MAX, 0);
+    let all = u64::MAX;
+    loop {
+        match sys!(RT_SIGTIMEDWAIT, &raw const all, 0, 0, 8) {
+            Ok(signal) if signal as i32 == SIGCHLD => reap(child),
+            Ok(signal) => drop(sys!(KILL, child, signal)),
+            Err(_) => reap(child),
+        }
+    }
+}
+
+fn reap(child: i32) {
+    loop {
+        let mut status = 0i32;
+        match sys!(WAIT4, -1isize, &raw mut status, 1 /* WNOHANG */, 0) {
+            Ok(0) | Err(_) => return,
+            Ok(pid) if pid as i32 == child => {
+                let signal = status & 0x7f;
+                // What is left is killed by the kernel with the namespace.
+                exit(if signal == 0 { status >> 8 & 0xff } else { 128 + signal });
+            }
+            Ok(_) => {}
+        }
+    }
+}

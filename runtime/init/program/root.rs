@@ -1,0 +1,299 @@
+//! Making the root filesystem: everything beneath a descriptor of the new root,
+//! so that no link of the image and no race of a neighbour leads out of it.
+
+use core::ffi::CStr;
+
+use crate::kernel::*;
+
+const IN_ROOT: u64 = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS;
+const MAX_PATH: usize = 4096;
+
+/// The new root and what is kept at hand while it is made.
+pub struct Root {
+    /// The root mount, or where we are before there is one.
+    pub fd: i32,
+    /// A verified null device.
+    pub null: i32,
+    /// Our procfs, free of other mounts as long as sysctls are written.
+    pub proc: i32,
+    /// An empty read-only filesystem.
+    pub empty: i32,
+}
+
+impl Root {
+    pub fn new() -> Self {
+        Self { fd: -1, null: -1, proc: -1, empty: -1 }
+    }
+
+    /// The root; opened where the process has joined a namespace that has one.
+    fn fd(&mut self) -> Answer<i32> {
+        if self.fd < 0 {
+            self.fd = open(AT_FDCWD, c"/", O_PATH | O_DIRECTORY, 0, 0)?;
+        }
+        Ok(self.fd)
+    }
+
+    pub fn open(&mut self, path: &CStr, flags: u64) -> Answer<i32> {
+        open(self.fd()?, path, flags, 0, IN_ROOT)
+    }
+
+    /// Opens a directory and makes what is missing of it.
+    pub fn directory(&mut self, path: &CStr) -> Answer<i32> {
+        match self.open(path, O_PATH | O_DIRECTORY) {
+            Err(ENOENT) => {}
+            other => return other,
+        }
+        let root = self.fd()?;
+        let bytes = path.to_bytes();
+        let mut prefix = [0u8; MAX_PATH];
+        prefix.get_mut(..bytes.len() + 1).ok_or(ENAMETOOLONG)?[..bytes.len()]
+            .copy_from_slice(bytes);
+        let mut parent = open(root, c"/", O_PATH | O_DIRECTORY, 0, IN_ROOT)?;
+        let mut at = 0;
+        while at < bytes.len() {
+            let start = at + bytes[at..].iter().take_while(|byte| **byte == b'/').count();
+            let end = start + bytes[start..].iter().take_while(|byte| **byte != b'/').count();
+            if start == end {
+                break;
+            }
+            prefix[end] = 0;
+            let until = CStr::from_bytes_until_nul(&prefix).map_err(|_| EINVAL)?;
+            let next = match self.open(until, O_PATH | O_DIRECTORY) {
+                Err(ENOENT) => {
+                    let name = CStr::from_bytes_until_nul(&prefix[start..]).map_err(|_| EINVAL)?;
+                    match sys!(MKDIRAT, parent, name.as_ptr(), 0o755) {
+                        Ok(_) | Err(EEXIST) => {}
+                        Err(errno) => return Err(errno),
+                    }
+                    self.open(until, O_PATH | O_DIRECTORY)?
+                }
+                other => other?,
+            };
+            if end < bytes.len() {
+                prefix[end] = b'/';
+            }
+            close(parent);
+            parent = next;
+            at = end;
+        }
+        Ok(parent)
+    }
+
+    /// The directory that a path lies in, made if missing, and its last name.
+    fn parent<'p>(&mut self, path: &'p CStr) -> Answer<(i32, &'p CStr)> {
+        let bytes = path.to_bytes_with_nul();
+        let slash = bytes.iter().rposition(|byte| *byte == b'/').ok_or(EINVAL)?;
+        let name = CStr::from_bytes_with_nul(&bytes[slash + 1..]).map_err(|_| EINVAL)?;
+        if matches!(name.to_bytes(), b"" | b"." | b"..") {
+            return Err(EINVAL);
+        }
+        let mut buffer = [0u8; MAX_PATH];
+        buffer.get_mut(..slash).ok_or(ENAMETOOLONG)?.copy_from_slice(&bytes[..slash]);
+        if slash == 0 {
+            buffer[0] = b'/';
+        }
+        let parent = CStr::from_bytes_until_nul(&buffer).map_err(|_| ENAMETOOLONG)?;
+        Ok((self.directory(parent)?, name))
+    }
+
+    /// The file at a path, made if missing.
+    fn file(&mut self, path: &CStr) -> Answer<i32> {
+        match self.open(path, O_PATH) {
+            Err(ENOENT) => {}
+            other => return other,
+        }
+        let (parent, name) = self.parent(path)?;
+        let flags = O_CREAT | O_EXCL | O_NOFOLLOW | O_WRONLY;
+        match open(parent, name, flags, 0o755, 0) {
+            Ok(fd) => close(fd),
+            Err(EEXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+        close(parent);
+        self.open(path, O_PATH)
+    }
+
+    /// Makes a detached mount the root of our namespace.
+    pub fn enter(&mut self, mount: i32) -> Answer<()> {
+        // On top of the old root, so that no directory of the host is needed.
+        let here = open(AT_FDCWD, c"/", O_PATH | O_DIRECTORY, 0, 0)?;
+        move_mount(mount, here)?;
+        close(here);
+        sys!(FCHDIR, mount)?;
+        sys!(PIVOT_ROOT, c".".as_ptr(), c".".as_ptr())?;
+        self.fd = mount;
+        Ok(())
+    }
+
+    pub fn detach_old(&mut self) -> Answer<()> {
+        let root = self.fd()?;
+        sys!(FCHDIR, root)?;
+        sys!(UMOUNT2, c".".as_ptr(), 2 /* MNT_DETACH */)?;
+        sys!(FCHDIR, root)?;
+        Ok(())
+    }
+
+    pub fn open_null(&mut self) -> Answer<()> {
+        let null = open(AT_FDCWD, c"/dev/null", O_PATH | O_NOFOLLOW, 0, 0)?;
+        let stat = fstat(null)?;
+        if stat.mode & S_IFMT != S_IFCHR || stat.rdev != 0x103 {
+            return Err(ENODEV);
+        }
+        self.null = null;
+        Ok(())
+    }
+
+    /// mount(2) on a directory that we hold: it is our working directory meanwhile.
+    pub fn mount(
+        &mut self,
+        target: &CStr,
+        kind: &CStr,
+        source: &CStr,
+        flags: u64,
+        data: &CStr,
+        strict: bool,
+    ) -> Answer<()> {
+        let fd = self.directory(target)?;
+        if strict {
+            self.same_without_links(target, fd)?;
+        }
+        sys!(FCHDIR, fd)?;
+        sys!(MOUNT, source.as_ptr(), c".".as_ptr(), kind.as_ptr(), flags, data.as_ptr())?;
+        close(fd);
+        Ok(())
+    }
+
+    /// Refuses a path that has led over a symbolic link.
+    fn same_without_links(&mut self, path: &CStr, fd: i32) -> Answer<()> {
+        let strict =
+            open(self.fd()?, path, O_PATH | O_DIRECTORY, 0, IN_ROOT | RESOLVE_NO_SYMLINKS)?;
+        let (a, b) = (fstat(fd)?, fstat(strict)?);
+        close(strict);
+        if (a.dev, a.ino) == (b.dev, b.ino) { Ok(()) } else { Err(ELOOP) }
+    }
+
+    pub fn attach(&mut self, mount: i32, target: &CStr) -> Answer<()> {
+        let directory = fstat(mount)?.mode & S_IFMT == S_IFDIR;
+        let place = if directory { self.directory(target)? } else { self.file(target)? };
+        move_mount(mount, place)?;
+        close(place);
+        close(mount);
+        Ok(())
+    }
+
+    pub fn proc<'o>(
+        &mut self,
+        target: &CStr,
+        attributes: u64,
+        options: impl Iterator<Item = &'o CStr>,
+    ) -> Answer<()> {
+        let mount = new_mount(c"proc", options, attributes)?;
+        if !target.is_empty() {
+            let place = self.directory(target)?;
+            self.same_without_links(target, place)?;
+            move_mount(mount, place)?;
+            close(place);
+        }
+        self.proc = mount;
+        Ok(())
+    }
+
+    pub fn sysctl(&self, path: &CStr, value: &[u8]) -> Answer<()> {
+        let resolve = RESOLVE_BENEATH | RESOLVE_NO_XDEV | RESOLVE_NO_SYMLINKS;
+        let fd = open(self.proc, path, O_WRONLY, 0, resolve)?;
+        let count = sys!(WRITE, fd, value.as_ptr(), value.len())?;
+        close(fd);
+        if count == value.len() { Ok(()) } else { Err(EINVAL) }
+    }
+
+    pub fn mkdir(&mut self, path: &CStr) -> Answer<()> {
+        close(self.directory(path)?);
+        Ok(())
+    }
+
+    pub fn mknod(&mut self, path: &CStr, mode: u32, device: u64, uid: u32, gid: u32) -> Answer<()> {
+        let (parent, name) = self.parent(path)?;
+        match sys!(MKNODAT, parent, name.as_ptr(), mode, device) {
+            Ok(_) => {}
+            Err(EEXIST) => {
+                // The same device is as good as ours; anything else is not.
+                let fd = open(parent, name, O_PATH | O_NOFOLLOW, 0, 0)?;
+                let stat = fstat(fd)?;
+                close(fd);
+                if stat.mode & S_IFMT != mode & S_IFMT || stat.rdev != device {
+                    return Err(EEXIST);
+                }
+            }
+            Err(errno) => return Err(errno),
+        }
+        if uid != 0 || gid != 0 {
+            sys!(FCHOWNAT, parent, name.as_ptr(), uid, gid, 0x100 /* AT_SYMLINK_NOFOLLOW */)?;
+        }
+        close(parent);
+        Ok(())
+    }
+
+    pub fn symlink(&mut self, path: &CStr, target: &CStr) -> Answer<()> {
+        let (parent, name) = self.parent(path)?;
+        match sys!(SYMLINKAT, target.as_ptr(), parent, name.as_ptr()) {
+            Ok(_) | Err(EEXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+        close(parent);
+        Ok(())
+    }
+
+    /// The file at a path that may be missing.
+    fn existing(&mut self, path: &CStr) -> Answer<Option<i32>> {
+        match self.open(path, O_PATH | O_NOFOLLOW) {
+            Ok(fd) => Ok(Some(fd)),
+            Err(ENOENT | ENOTDIR) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    pub fn mask(&mut self, path: &CStr) -> Answer<()> {
+        let Some(place) = self.existing(path)? else { return Ok(()) };
+        let cover = if fstat(place)?.mode & S_IFMT == S_IFDIR {
+            if self.empty < 0 {
+                self.empty = new_mount(
+                    c"tmpfs",
+                    [c"size=0", c"nr_inodes=2", c"ro"].into_iter(),
+                    0xf, /* ro nosuid nodev noexec */
+                )?;
+            }
+            clone_mount(self.empty, false)?
+        } else {
+            clone_mount(self.null, false)?
+        };
+        move_mount(cover, place)?;
+        close(cover);
+        close(place);
+        Ok(())
+    }
+
+    pub fn read_only(&mut self, path: &CStr) -> Answer<()> {
+        let Some(place) = self.existing(path)? else { return Ok(()) };
+        let copy = clone_mount(place, true)?;
+        mount_setattr(copy, c"", AT_EMPTY_PATH | AT_RECURSIVE, 1 /* MOUNT_ATTR_RDONLY */, 0)?;
+        move_mount(copy, place)?;
+        close(copy);
+        close(place);
+        Ok(())
+    }
+
+    pub fn read_only_root(&mut self) -> Answer<()> {
+        mount_setattr(self.fd()?, c"", AT_EMPTY_PATH, 1, 0)
+    }
+
+    pub fn chdir(&mut self, path: &CStr, create: bool) -> Answer<()> {
+        let fd =
+            if create { self.directory(path)? } else { self.open(path, O_PATH | O_DIRECTORY)? };
+        sys!(FCHDIR, fd)?;
+        close(fd);
+        // A working directory outside of the root shows as "(unreachable)…".
+        let mut buffer = [0u8; MAX_PATH];
+        sys!(GETCWD, buffer.as_mut_ptr(), buffer.len())?;
+        if buffer[0] == b'/' { Ok(()) } else { Err(ENOENT) }
+    }
+}

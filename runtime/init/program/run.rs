@@ -1,0 +1,160 @@
+//! Carries operations out.
+
+use core::ffi::CStr;
+
+use crate::{
+    identity,
+    kernel::*,
+    reaper,
+    root::Root,
+    socket, terminal,
+    wire::{Frame, List, Op, Reader},
+};
+
+/// What operations leave for later ones.
+struct Launch {
+    fds: &'static [[u8; 4]],
+    root: Root,
+    executable: Option<&'static CStr>,
+}
+
+pub fn run() -> ! {
+    let (index, errno) = match socket::launch() {
+        Err(errno) => (0, errno),
+        Ok((ops, fds)) => {
+            let mut launch = Launch { fds, root: Root::new(), executable: None };
+            let mut reader = Reader(ops);
+            let mut index = 0;
+            loop {
+                let Some(op) = Op::decode(&mut reader) else { break (index, EPROTO) };
+                if let Err(errno) = launch.execute(index, op) {
+                    break (index, errno);
+                }
+                index += 1;
+            }
+        }
+    };
+    let _ = socket::say(Frame { kind: Frame::ERROR, op: index, errno });
+    exit(255)
+}
+
+impl Launch {
+    fn fd(&self, fd: crate::wire::Fd) -> Answer<i32> {
+        self.fds.get(fd.0 as usize).copied().map(i32::from_ne_bytes).ok_or(EBADF)
+    }
+
+    fn execute(&mut self, index: u32, op: Op<'static>) -> Answer<()> {
+        let root = &mut self.root;
+        match op {
+            Op::Setns { fd, kinds } => sys!(SETNS, self.fd(fd)?, kinds).map(drop),
+            Op::Propagation { flags } => mount_setattr(AT_FDCWD, c"/", AT_RECURSIVE, 0, flags),
+            Op::OpenNull {} => root.open_null(),
+            Op::EnterRoot { fd } => {
+                let mount = self.fd(fd)?;
+                self.root.enter(mount)
+            }
+            Op::DetachOld {} => root.detach_old(),
+            Op::Mount { target, kind, source, flags, data, no_symlinks } => {
+                root.mount(target, kind, source, flags, data, no_symlinks)
+            }
+            Op::Attach { fd, target } => {
+                let mount = self.fd(fd)?;
+                self.root.attach(mount, target)
+            }
+            Op::Proc { target, attributes, options } => {
+                root.proc(target, attributes, options.iter())
+            }
+            Op::Sysctl { path, value } => root.sysctl(path, value.0),
+            Op::Mkdir { path } => root.mkdir(path),
+            Op::Mknod { path, mode, device, uid, gid } => root.mknod(path, mode, device, uid, gid),
+            Op::Symlink { path, target } => root.symlink(path, target),
+            Op::Mask { path } => root.mask(path),
+            Op::ReadOnly { path } => root.read_only(path),
+            Op::ReadOnlyRoot {} => root.read_only_root(),
+            Op::Hostname { name } => sys!(SETHOSTNAME, name.0.as_ptr(), name.0.len()).map(drop),
+            Op::Domainname { name } => sys!(SETDOMAINNAME, name.0.as_ptr(), name.0.len()).map(drop),
+            Op::Rlimit { resource, soft, hard } => {
+                let limit = [soft, hard];
+                sys!(PRLIMIT64, 0, resource, limit.as_ptr(), 0).map(drop)
+            }
+            Op::Loopback {} => identity::loopback(),
+            Op::Ready {} => {
+                socket::say(Frame { kind: Frame::READY, op: index, errno: 0 })?;
+                socket::await_go()
+            }
+            Op::Terminal { rows, cols, uid, console } => {
+                terminal::open_pair(root, index, rows, cols, uid, console)
+            }
+            Op::Setsid {} => sys!(SETSID).map(drop),
+            Op::Umask { mask } => sys!(UMASK, mask).map(drop),
+            Op::Chdir { path, create } => root.chdir(path, create),
+            Op::Bounding { keep } => identity::bounding(keep),
+            Op::Identity { uid, gid, groups } => identity::become_user(uid, gid, groups.0),
+            Op::Capabilities { effective, permitted, inheritable } => {
+                identity::capabilities(effective, permitted, inheritable)
+            }
+            Op::Ambient { set } => identity::ambient(set),
+            Op::Keyring { name } => identity::keyring(name),
+            Op::NoNewPrivs {} => identity::no_new_privs(),
+            Op::Seccomp { flags, filter } => identity::seccomp(flags, filter.0),
+            Op::Keep { count } => self.keep(count),
+            Op::CloseFrom { first } => {
+                sys!(CLOSE_RANGE, first, u32::MAX, 4 /* CLOSE_RANGE_CLOEXEC */).map(drop)
+            }
+            Op::Signals {} => identity::signals(),
+            Op::Lookup { candidates } => {
+                self.executable = Some(lookup(candidates)?);
+                Ok(())
+            }
+            Op::Exec { argv, env } => {
+                let path = self.executable.ok_or(ENOENT)?;
+                let (argv, env) = (pointers(argv)?, pointers(env)?);
+                sys!(EXECVE, path.as_ptr(), argv, env).map(drop)
+            }
+            Op::ExecFd { fd, argv, env } => {
+                let (argv, env) = (pointers(argv)?, pointers(env)?);
+                sys!(EXECVEAT, self.fd(fd)?, c"".as_ptr(), argv, env, AT_EMPTY_PATH).map(drop)
+            }
+            Op::Fork {} => reaper::fork(),
+            Op::Personality { persona } => sys!(PERSONALITY, persona).map(drop),
+        }
+    }
+
+    /// The kernel numbers descriptors from the lowest free one on, so that the
+    /// first ones received have the numbers that the program expects.
+    fn keep(&self, count: u32) -> Answer<()> {
+        for place in 0..count {
+            let fd = self.fd(crate::wire::Fd(place))?;
+            if fd != place as i32 + 3 {
+                return Err(EBADF);
+            }
+            sys!(FCNTL, fd, 2 /* F_SETFD */, 0)?;
+        }
+        Ok(())
+    }
+}
+
+/// As `execvp` and Go's `LookPath` search: whoever is first and executable.
+fn lookup(candidates: List<'static>) -> Answer<&'static CStr> {
+    let mut failure = ENOENT;
+    for path in candidates.iter() {
+        match stat(path) {
+            Ok(stat) if stat.mode & S_IFMT == S_IFDIR => failure = EISDIR,
+            Ok(stat) if stat.mode & S_IFMT == S_IFREG && stat.mode & 0o111 != 0 => return Ok(path),
+            Ok(_) => failure = EACCES,
+            Err(ENOENT | ENOTDIR) => {}
+            Err(errno) => failure = errno,
+        }
+    }
+    Err(failure)
+}
+
+/// The array of pointers that execve takes.
+fn pointers(list: List<'static>) -> Answer<*const u8> {
+    let count = list.count as usize;
+    let room = memory((count + 1).checked_mul(8).ok_or(ENOMEM)?)?;
+    for (slot, string) in room.as_chunks_mut::<8>().0.iter_mut().zip(list.iter()) {
+        *slot = (string.as_ptr() as usize).to_ne_bytes();
+    }
+    Ok(room.as_ptr())
+}

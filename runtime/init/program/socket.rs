@@ -1,0 +1,142 @@
+//! The conversation with the parent.
+
+use crate::{
+    kernel::*,
+    wire::{FDS_PER_MESSAGE, Frame, MAGIC, MAX_BYTES, SOCKET_FD},
+};
+
+#[repr(C)]
+struct IoVec {
+    base: *const u8,
+    len: usize,
+}
+
+#[repr(C)]
+struct MsgHdr {
+    name: usize,
+    name_len: usize,
+    iov: *const IoVec,
+    iov_len: usize,
+    control: *const u8,
+    control_len: usize,
+    flags: usize,
+}
+
+/// `struct cmsghdr` and the descriptors behind it.
+#[repr(C)]
+struct Control<const N: usize> {
+    len: usize,
+    level: i32,
+    kind: i32,
+    fds: [i32; N],
+}
+
+const SOL_SOCKET: i32 = 1;
+const SCM_RIGHTS: i32 = 1;
+
+fn read_exactly(buffer: &mut [u8]) -> Answer<()> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match sys!(READ, SOCKET_FD, buffer[done..].as_mut_ptr(), buffer.len() - done) {
+            // The parent is gone: so are we.
+            Ok(0) => exit(255),
+            Ok(count) => done += count,
+            Err(EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+/// Reads some bytes and the descriptors that come with them; how many those are.
+fn receive(buffer: &mut [u8], fds: &mut [i32]) -> Answer<usize> {
+    let mut control =
+        Control::<FDS_PER_MESSAGE> { len: 0, level: 0, kind: 0, fds: [0; FDS_PER_MESSAGE] };
+    let iov = IoVec { base: buffer.as_mut_ptr(), len: buffer.len() };
+    let mut header = MsgHdr {
+        name: 0,
+        name_len: 0,
+        iov: &iov,
+        iov_len: 1,
+        control: (&raw mut control).cast(),
+        control_len: size_of_val(&control),
+        flags: 0,
+    };
+    let got = loop {
+        match sys!(RECVMSG, SOCKET_FD, &raw mut header, 0x4000_0000u32 /* MSG_CMSG_CLOEXEC */) {
+            Err(EINTR) => {}
+            other => break other?,
+        }
+    };
+    if got == 0 {
+        exit(255);
+    }
+    if got < buffer.len() {
+        read_exactly(&mut buffer[got..])?;
+    }
+    if header.control_len < 16 || control.level != SOL_SOCKET || control.kind != SCM_RIGHTS {
+        return Ok(0);
+    }
+    let count = control.len.saturating_sub(16) / 4;
+    fds.get_mut(..count).ok_or(EPROTO)?.copy_from_slice(control.fds.get(..count).ok_or(EPROTO)?);
+    Ok(count)
+}
+
+/// The launch: its operations, and its descriptors in order.
+pub fn launch() -> Answer<(&'static [u8], &'static [[u8; 4]])> {
+    let mut batch = [0; FDS_PER_MESSAGE];
+    let mut header = [0u8; 16];
+    let mut got = receive(&mut header, &mut batch)?;
+    let word = |at: usize| {
+        u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]) as usize
+    };
+    let (bytes, count) = (word(4), word(8));
+    if word(0) != MAGIC as usize || bytes > MAX_BYTES || count > 1 << 16 {
+        return Err(EPROTO);
+    }
+    let (fds, _) = memory(4 * count)?.as_chunks_mut::<4>();
+    let mut have = 0;
+    loop {
+        for fd in &batch[..got] {
+            *fds.get_mut(have).ok_or(EPROTO)? = fd.to_ne_bytes();
+            have += 1;
+        }
+        if have >= count {
+            break;
+        }
+        got = receive(&mut [0u8], &mut batch)?;
+    }
+    let ops = memory(bytes)?;
+    read_exactly(ops)?;
+    Ok((ops, fds))
+}
+
+/// Says something to the parent.
+pub fn say(frame: Frame) -> Answer<()> {
+    let bytes = frame.to_bytes();
+    sys!(WRITE, SOCKET_FD, bytes.as_ptr(), bytes.len())?;
+    Ok(())
+}
+
+/// Hands the parent the master of a terminal.
+pub fn give_console(op: u32, master: i32) -> Answer<()> {
+    let bytes = Frame { kind: Frame::CONSOLE, op, errno: 0 }.to_bytes();
+    let control = Control::<2> { len: 20, level: SOL_SOCKET, kind: SCM_RIGHTS, fds: [master, 0] };
+    let iov = IoVec { base: bytes.as_ptr(), len: bytes.len() };
+    let header = MsgHdr {
+        name: 0,
+        name_len: 0,
+        iov: &iov,
+        iov_len: 1,
+        control: (&raw const control).cast(),
+        control_len: size_of_val(&control),
+        flags: 0,
+    };
+    sys!(SENDMSG, SOCKET_FD, &raw const header, 0x4000 /* MSG_NOSIGNAL */)?;
+    Ok(())
+}
+
+/// Waits to be told to go on.
+pub fn await_go() -> Answer<()> {
+    read_exactly(&mut [0u8])
+}
