@@ -19,7 +19,7 @@ CREATE TABLE containers (
     id               TEXT PRIMARY KEY,
     name             TEXT NOT NULL UNIQUE,
     created          TEXT NOT NULL,             -- RFC 3339
-    image            TEXT NOT NULL,             -- digest of the image's configuration
+    image            TEXT NOT NULL REFERENCES images (id), -- a used image stays
     workload         TEXT NOT NULL,             -- JSON, knarr_model::Workload
     spec             TEXT NOT NULL,             -- JSON, knarr_model::ContainerSpec, merged with the image
     resolved         TEXT NOT NULL,             -- JSON of the engine: argv, layers, mounts
@@ -310,6 +310,19 @@ mod tests {
 
     use super::*;
 
+    fn open(path: &std::path::Path) -> Db {
+        let db = Db::open(path).unwrap();
+        db.write(|db| {
+            db.execute(
+                "INSERT OR IGNORE INTO images VALUES (?1, '', '', '', NULL, '', '', 0, 0, 0)",
+                [Digest::from_bytes([7; 32]).to_string()],
+            )?;
+            Ok(())
+        })
+        .unwrap();
+        db
+    }
+
     fn row(id: char, name: &str) -> ContainerRow {
         ContainerRow {
             id: id.to_string().repeat(64).parse().unwrap(),
@@ -329,7 +342,7 @@ mod tests {
         let path = dir.path().join("state.db");
         let mut one = row('a', "one");
         {
-            let db = Db::open(&path).unwrap();
+            let db = open(&path);
             assert_eq!(db.insert_container(&one).unwrap(), NameClaim::Ours);
             one.state = ContainerState {
                 status: "exited".into(),
@@ -340,7 +353,7 @@ mod tests {
             };
             db.set_container_state(&one.id, &one.state).unwrap();
         }
-        let db = Db::open(&path).unwrap();
+        let db = open(&path);
         assert_eq!(db.containers().unwrap().0, [one.clone()]);
         db.delete_container(&one.id).unwrap();
         db.delete_container(&one.id).unwrap();
@@ -350,7 +363,7 @@ mod tests {
     #[test]
     fn a_name_has_one_owner() {
         let dir = tempfile::tempdir().unwrap();
-        let db = Db::open(&dir.path().join("state.db")).unwrap();
+        let db = open(&dir.path().join("state.db"));
         let (one, two) = (row('a', "one"), row('b', "two"));
         db.insert_container(&one).unwrap();
         db.insert_container(&two).unwrap();
@@ -368,7 +381,7 @@ mod tests {
     #[test]
     fn k05_a_bad_row_does_not_hide_the_others() {
         let dir = tempfile::tempdir().unwrap();
-        let db = Db::open(&dir.path().join("state.db")).unwrap();
+        let db = open(&dir.path().join("state.db"));
         let (one, two) = (row('a', "one"), row('b', "two"));
         db.insert_container(&one).unwrap();
         db.insert_container(&two).unwrap();
