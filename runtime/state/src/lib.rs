@@ -24,6 +24,7 @@
 pub mod containers;
 pub mod images;
 pub mod networks;
+pub mod volumes;
 
 use std::{
     path::Path,
@@ -66,7 +67,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 type Migration = &'static str;
 
 /// Append only: a released migration is never edited.
-const MIGRATIONS: &[Migration] = &[images::SCHEMA, containers::SCHEMA, networks::SCHEMA];
+const MIGRATIONS: &[Migration] = &[images::SCHEMA, containers::SCHEMA, networks::SCHEMA, volumes::SCHEMA];
 
 impl Db {
     /// Opens or creates the database and brings its schema up to date.

@@ -1,1 +1,377 @@
-//! Volumes: named, anonymous, bind and tmpfs; copy-up.
+//! Volumes: named and anonymous ones of the `local` driver; copy-up.
+//!
+//! ```text
+//!   <data-root>/volumes/          0711
+//!     <name>/                     0711
+//!       _data/                    0755   what containers see
+//!       .fill/    a copy-up in progress: discarded when found
+//!       .filled/  a complete copy-up on its way into _data: finished when found
+//! ```
+//!
+//! **Life.** Directory first and durable, then the row; on removal the row
+//! first, then the directory: a row always has its directory, and a directory
+//! without a row is swept by [`Volumes::open`]. A use is a row with foreign
+//! keys ([`Volumes::attach`]); a volume in use is never removed.
+//!
+//! **How it fails.** Every verb is idempotent. A name outside the grammar
+//! never becomes a path. Copy-up follows no link, neither in the image nor in
+//! the volume, and a crash in it leaves an empty volume or a full one.
+
+#![forbid(unsafe_code)]
+
+mod copy;
+mod error;
+mod view;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs::{self, DirBuilder, File},
+    io::{self, Read},
+    os::{
+        fd::BorrowedFd,
+        unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+    },
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use knarr_model::{ContainerId, Name};
+use knarr_state::{
+    Db,
+    volumes::{VolumeRemoval, VolumeRow},
+};
+
+pub use error::{Error, Result};
+pub use view::{LayeredView, open_beneath};
+
+/// The only driver there is.
+pub const DRIVER: &str = "local";
+
+const DATA: &str = "_data";
+
+/// What to create.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CreateVolume {
+    /// Its name; none makes an anonymous volume with a random one.
+    pub name: Option<String>,
+    /// `local`, or empty for it.
+    pub driver: String,
+    /// The driver's options; `local` takes none yet.
+    pub options: BTreeMap<String, String>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// One volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Volume {
+    /// Its name.
+    pub name: Name,
+    /// RFC 3339.
+    pub created: String,
+    /// Made for one container without being named.
+    pub anonymous: bool,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// The driver's options.
+    pub options: BTreeMap<String, String>,
+    /// The directory that containers see.
+    pub mountpoint: PathBuf,
+}
+
+/// What a prune removed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pruned {
+    /// Names.
+    pub names: Vec<Name>,
+    /// Bytes that they took.
+    pub bytes: u64,
+}
+
+/// The volumes of one engine.
+#[derive(Debug)]
+pub struct Volumes {
+    root: PathBuf,
+    db: Arc<Db>,
+    /// One copy-up at a time a volume; the second finds it full.
+    filling: Mutex<HashMap<Name, Arc<Mutex<()>>>>,
+}
+
+impl Volumes {
+    /// Opens the volumes below `data_root` and removes directories that a
+    /// crash left without a row.
+    ///
+    /// # Errors
+    /// When the directory or the database cannot be used.
+    pub fn open(data_root: &Path, db: Arc<Db>) -> Result<Self> {
+        let root = data_root.join("volumes");
+        make_dir(&root, 0o711)?;
+        let volumes = Self { root, db, filling: Mutex::default() };
+        volumes.sweep()?;
+        Ok(volumes)
+    }
+
+    fn sweep(&self) -> Result<()> {
+        let known: BTreeSet<String> =
+            self.db.volumes()?.into_iter().map(|row| row.name.to_string()).collect();
+        for entry in at(&self.root, fs::read_dir(&self.root))? {
+            let entry = at(&self.root, entry)?;
+            let stranger = entry.file_name().to_str().is_none_or(|name| !known.contains(name));
+            if stranger && let Err(error) = remove_tree(&entry.path()) {
+                tracing::warn!(path = %entry.path().display(), %error, "volume without a row stays");
+            }
+        }
+        Ok(())
+    }
+
+    /// Creates a volume, or answers the one that has the name already, as
+    /// Docker does. On disk when it returns.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a name outside the grammar; `NotFound` for an
+    /// unknown driver; `Conflict` when one of the name has other options.
+    pub fn create(&self, request: &CreateVolume) -> Result<Volume> {
+        if !matches!(request.driver.as_str(), "" | DRIVER) {
+            return Err(Error::Driver(request.driver.clone()));
+        }
+        if let Some(option) = request.options.keys().next() {
+            return Err(Error::Option(option.clone()));
+        }
+        let (name, anonymous) = match request.name.as_deref() {
+            None | Some("") => (random_name()?, true),
+            Some(name) => (parse_name(name)?, false),
+        };
+        if let Some(row) = self.db.volume(name.as_str())? {
+            return self.same(row, request);
+        }
+        let dir = self.root.join(name.as_str());
+        make_dir(&dir, 0o711)?;
+        make_dir(&dir.join(DATA), 0o755)?;
+        sync_dir(&dir)?;
+        sync_dir(&self.root)?;
+        let row = VolumeRow {
+            name,
+            created: jiff::Timestamp::now().to_string(),
+            anonymous,
+            labels: request.labels.clone(),
+            options: request.options.clone(),
+        };
+        let (row, ours) = self.db.insert_volume(&row)?;
+        if ours { Ok(self.volume(row)) } else { self.same(row, request) }
+    }
+
+    fn same(&self, row: VolumeRow, request: &CreateVolume) -> Result<Volume> {
+        if !request.options.is_empty() && request.options != row.options {
+            return Err(Error::Differs(row.name.to_string()));
+        }
+        Ok(self.volume(row))
+    }
+
+    /// The volume of that name.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn inspect(&self, name: &str) -> Result<Volume> {
+        let row = self.db.volume(name)?.ok_or_else(|| Error::NotFound(name.to_owned()))?;
+        Ok(self.volume(row))
+    }
+
+    /// All volumes by name.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn list(&self) -> Result<Vec<Volume>> {
+        Ok(self.db.volumes()?.into_iter().map(|row| self.volume(row)).collect())
+    }
+
+    /// Removes a volume and what it holds. With `force` a missing one is fine.
+    ///
+    /// # Errors
+    /// `Conflict` when a container uses it, running or not; `NotFound`.
+    pub fn remove(&self, name: &str, force: bool) -> Result<()> {
+        match self.db.delete_volume(name)? {
+            VolumeRemoval::Removed => self.remove_dir(name),
+            VolumeRemoval::Missing if force => Ok(()),
+            VolumeRemoval::Missing => Err(Error::NotFound(name.to_owned())),
+            VolumeRemoval::InUse(users) => {
+                Err(Error::InUse { name: name.to_owned(), users: users.into() })
+            }
+        }
+    }
+
+    fn remove_dir(&self, name: &str) -> Result<()> {
+        // The name came out of a row, so it passed the grammar once.
+        let name = parse_name(name)?;
+        self.filling.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
+        remove_tree(&self.root.join(name.as_str()))
+    }
+
+    /// Removes the unused volumes that `wanted` picks: Docker's default picks
+    /// anonymous ones only ([`Volume::anonymous`]).
+    ///
+    /// # Errors
+    /// When the database cannot be used; a directory that stays is logged.
+    pub fn prune(&self, wanted: impl Fn(&Volume) -> bool) -> Result<Pruned> {
+        let mut pruned = Pruned::default();
+        for volume in self.list()?.into_iter().filter(wanted) {
+            if !self.users(volume.name.as_str())?.is_empty() {
+                continue;
+            }
+            let bytes = self.usage(volume.name.as_str()).unwrap_or(0);
+            match self.remove(volume.name.as_str(), true) {
+                Ok(()) => {
+                    pruned.names.push(volume.name);
+                    pruned.bytes += bytes;
+                }
+                // Somebody took it meanwhile: not ours to remove any more.
+                Err(Error::InUse { .. }) => {}
+                Err(error) => tracing::warn!(volume = %volume.name, %error, "not pruned"),
+            }
+        }
+        Ok(pruned)
+    }
+
+    /// Records that a container uses a volume; its row must be there.
+    ///
+    /// # Errors
+    /// When there is no such volume or container.
+    pub fn attach(&self, volume: &str, container: &ContainerId) -> Result<()> {
+        Ok(self.db.use_volume(volume, container)?)
+    }
+
+    /// Forgets what a container used. With `remove_anonymous`, its anonymous
+    /// volumes that nobody else uses go; named ones never do.
+    ///
+    /// # Errors
+    /// The first one, after everything was tried.
+    pub fn release(&self, container: &ContainerId, remove_anonymous: bool) -> Result<()> {
+        let mut outcome = Ok(());
+        for row in self.db.release_volumes(container)? {
+            if remove_anonymous && row.anonymous {
+                match self.remove(row.name.as_str(), true) {
+                    Ok(()) | Err(Error::InUse { .. }) => {}
+                    Err(error) => outcome = outcome.and(Err(error)),
+                }
+            }
+        }
+        outcome
+    }
+
+    /// Who uses a volume.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn users(&self, volume: &str) -> Result<Vec<ContainerId>> {
+        Ok(self.db.volume_users(volume)?)
+    }
+
+    /// What a container uses.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn of(&self, container: &ContainerId) -> Result<Vec<Volume>> {
+        Ok(self.db.volumes_of(container)?.into_iter().map(|row| self.volume(row)).collect())
+    }
+
+    /// Bytes on disk that a volume takes.
+    ///
+    /// # Errors
+    /// `NotFound`, or when it cannot be read.
+    pub fn usage(&self, name: &str) -> Result<u64> {
+        let volume = self.inspect(name)?;
+        disk_usage(&volume.mountpoint)
+    }
+
+    /// Fills an empty volume with what the image has where it is mounted:
+    /// names, contents, owners, modes, times, extended attributes, symbolic
+    /// and hard links, and the directory's own owner and mode. Does nothing
+    /// when the volume holds something. Blocking.
+    ///
+    /// `source` is the directory inside the image, opened beneath its root
+    /// ([`LayeredView`], [`open_beneath`]); nothing in it is followed.
+    ///
+    /// # Errors
+    /// `NotFound`, or when something cannot be copied: the volume is then empty.
+    pub fn copy_up(&self, name: &str, source: BorrowedFd<'_>) -> Result<()> {
+        let volume = self.inspect(name)?;
+        let lock = {
+            let mut filling = self.filling.lock().unwrap_or_else(PoisonError::into_inner);
+            filling.entry(volume.name.clone()).or_default().clone()
+        };
+        let _one = lock.lock().unwrap_or_else(PoisonError::into_inner);
+        copy::fill(&self.root.join(volume.name.as_str()), source)
+    }
+
+    fn volume(&self, row: VolumeRow) -> Volume {
+        let mountpoint = self.root.join(row.name.as_str()).join(DATA);
+        let VolumeRow { name, created, anonymous, labels, options } = row;
+        Volume { name, created, anonymous, labels, options, mountpoint }
+    }
+}
+
+fn parse_name(name: &str) -> Result<Name> {
+    // Docker wants two characters at least (moby daemon/names/names.go).
+    name.parse::<Name>()
+        .ok()
+        .filter(|name| name.as_str().len() > 1)
+        .ok_or_else(|| Error::Name(name.chars().take(80).collect()))
+}
+
+fn random_name() -> Result<Name> {
+    let mut bytes = [0; 32];
+    let source = Path::new("/dev/urandom");
+    at(source, File::open(source).and_then(|mut file| file.read_exact(&mut bytes)))?;
+    ContainerId::from_random(bytes).as_str().parse().map_err(|_| Error::Name(String::new()))
+}
+
+fn at<T>(path: &Path, outcome: io::Result<T>) -> Result<T> {
+    outcome.map_err(|error| Error::io(path.display(), error))
+}
+
+/// Creates a directory with exactly this mode; one that is there is left as it is.
+fn make_dir(path: &Path, mode: u32) -> Result<()> {
+    match DirBuilder::new().mode(mode).create(path) {
+        // The umask of whoever started the daemon has no say.
+        Ok(()) => at(path, fs::set_permissions(path, fs::Permissions::from_mode(mode))),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let parent = path.parent().unwrap_or(Path::new("/"));
+            at(parent, fs::create_dir_all(parent))?;
+            make_dir(path, mode)
+        }
+        Err(error) => Err(Error::io(path.display(), error)),
+    }
+}
+
+fn sync_dir(path: &Path) -> Result<()> {
+    at(path, File::open(path).and_then(|dir| dir.sync_all()))
+}
+
+/// Removes a tree without following links (std's walk is by file descriptor);
+/// what is already gone is fine.
+fn remove_tree(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        outcome => at(path, outcome),
+    }
+}
+
+fn disk_usage(dir: &Path) -> Result<u64> {
+    let (mut bytes, mut seen, mut pending) = (0, BTreeSet::new(), vec![dir.to_owned()]);
+    while let Some(dir) = pending.pop() {
+        // What a container removes while we look is gone, not a failure.
+        let Ok(entries) = fs::read_dir(&dir) else { continue };
+        for entry in entries.flatten() {
+            let Ok(meta) = entry.metadata() else { continue };
+            if meta.is_dir() {
+                pending.push(entry.path());
+            } else if meta.nlink() == 1 || seen.insert((meta.dev(), meta.ino())) {
+                bytes += meta.size();
+            }
+        }
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests;
