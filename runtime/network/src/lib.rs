@@ -13,8 +13,8 @@
 //! ```
 //!
 //! Everything is told to the kernel over netlink; no tool is ever executed.
-//! Functions block for the kernel's time, about a millisecond at most; names
-//! and the userland path of published ports are served by tokio.
+//! Functions block for the kernel's time, about a millisecond; names
+//! and the userland path of published ports are served by tokio on a thread of ours.
 //!
 //! **Life cycle.** A row is written before its resource is made, and deleted
 //! after the resource is gone. [`Networks::open`] makes bridges and packet
@@ -59,7 +59,7 @@ impl Networks {
     ///
     /// # Errors
     /// When the kernel refuses (no CAP_NET_ADMIN, no nf_tables), or no pool is free.
-    pub fn open(db: Arc<Db>, options: Options, runtime: tokio::runtime::Handle) -> Result<Self> {
+    pub fn open(db: Arc<Db>, options: Options) -> Result<Self> {
         Err(Error::NotSupported("networks".into()))
     }
 
@@ -190,3 +190,12 @@ impl Networks {
         None
     }
 }
+
+mod filter;
+mod link;
+mod netlink;
+mod netns;
+#[cfg(test)]
+mod testing;
+
+pub use filter::describe;

@@ -1,0 +1,193 @@
+//! The packet filter: one nf_tables table of our own, `inet knarr-<instance>`.
+//!
+//! Loaded whole, in one transaction, when the engine opens (or when somebody
+//! flushed it); from then on only elements of its sets and maps come and go.
+//! What should be in them is always known from the rows ([`Contents`]), so any
+//! doubt (an element that is missing, a map entry that differs) ends in a
+//! reload of everything instead of a guess.
+
+mod encode;
+mod rules;
+
+use std::{collections::BTreeSet, io, net::Ipv4Addr};
+
+use knarr_model::{Subnet4, Transport};
+
+use crate::netlink::{Attributes, Socket, text};
+use encode::{Element, Transaction};
+pub use rules::describe;
+use rules::{CHAINS, SETS, Set};
+
+/// A bridge, as far as the filter knows it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Bridge {
+    pub(crate) name: String,
+    pub(crate) internal: bool,
+    /// Its containers talk to each other.
+    pub(crate) together: bool,
+    /// It leaves the host under the host's address.
+    pub(crate) masquerade: Option<Subnet4>,
+}
+
+/// A host port that is forwarded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Forward {
+    /// None is every address.
+    pub(crate) host: Option<Ipv4Addr>,
+    pub(crate) transport: Transport,
+    pub(crate) port: u16,
+    pub(crate) to: (Ipv4Addr, u16),
+}
+
+/// All that the sets and maps hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Contents {
+    pub(crate) bridges: BTreeSet<Bridge>,
+    pub(crate) forwards: BTreeSet<Forward>,
+}
+
+impl Contents {
+    fn elements(&self, set: Set) -> Vec<Element<'_>> {
+        let bridges = self.bridges.iter();
+        match set {
+            Set::Bridges => bridges.map(|bridge| Element::Interface(&bridge.name)).collect(),
+            Set::Internal => bridges
+                .filter(|bridge| bridge.internal)
+                .map(|bridge| Element::Interface(&bridge.name))
+                .collect(),
+            Set::Paths => bridges
+                .filter(|bridge| bridge.together)
+                .map(|bridge| Element::Path(&bridge.name))
+                .collect(),
+            Set::Subnets => {
+                bridges.filter_map(|bridge| bridge.masquerade).map(Element::Subnet).collect()
+            }
+            Set::Published => self.ports(|host| host.is_some()),
+            Set::PublishedAny => self.ports(|host| host.is_none()),
+        }
+    }
+
+    fn ports(&self, which: impl Fn(Option<Ipv4Addr>) -> bool) -> Vec<Element<'_>> {
+        let forwards = self.forwards.iter().filter(|forward| which(forward.host));
+        forwards
+            .map(|&Forward { host, transport, port, to }| Element::Port {
+                host,
+                transport,
+                port,
+                to,
+            })
+            .collect()
+    }
+}
+
+/// The table of one engine.
+#[derive(Debug)]
+pub(crate) struct Filter {
+    table: String,
+    contents: Contents,
+}
+
+impl Filter {
+    /// Loads the table with these contents, replacing what was there.
+    pub(crate) fn load(instance: &str, contents: Contents) -> io::Result<Self> {
+        let filter = Self { table: format!("knarr-{instance}"), contents };
+        filter.reload()?;
+        Ok(filter)
+    }
+
+    /// The table's name.
+    pub(crate) fn table(&self) -> &str {
+        &self.table
+    }
+
+    /// Loads everything again.
+    pub(crate) fn reload(&self) -> io::Result<()> {
+        let mut transaction = Transaction::new(&self.table);
+        transaction.reset_table();
+        for (id, set) in SETS.into_iter().enumerate() {
+            transaction.set(set, id as u32 + 1);
+        }
+        for chain in &CHAINS {
+            transaction.chain(chain);
+        }
+        for chain in &CHAINS {
+            for rule in chain.rules {
+                transaction.rule(chain, rule);
+            }
+        }
+        for set in SETS {
+            transaction.elements(set, &self.contents.elements(set), true);
+        }
+        commit(transaction)
+    }
+
+    /// Makes the sets hold these contents instead.
+    pub(crate) fn update(&mut self, contents: Contents) -> io::Result<()> {
+        let mut transaction = Transaction::new(&self.table);
+        let mut changed = false;
+        for set in SETS {
+            let (old, new) = (self.contents.elements(set), contents.elements(set));
+            let gone: Vec<_> = old.iter().filter(|e| !new.contains(e)).copied().collect();
+            let come: Vec<_> = new.iter().filter(|e| !old.contains(e)).copied().collect();
+            changed |= !gone.is_empty() || !come.is_empty();
+            transaction.elements(set, &gone, false);
+            transaction.elements(set, &come, true);
+        }
+        let outcome = if changed { commit(transaction) } else { Ok(()) };
+        self.contents = contents;
+        // The kernel's sets are not what we thought: load what should be there.
+        outcome.or_else(|_| self.reload())
+    }
+
+    /// Adds and takes away forwards.
+    pub(crate) fn forward(&mut self, forwards: &[Forward], add: bool) -> io::Result<()> {
+        if forwards.is_empty() {
+            return Ok(());
+        }
+        let part = Contents { forwards: forwards.iter().copied().collect(), ..Contents::default() };
+        for forward in forwards {
+            if add {
+                self.contents.forwards.insert(*forward);
+            } else {
+                self.contents.forwards.remove(forward);
+            }
+        }
+        let mut transaction = Transaction::new(&self.table);
+        for set in [Set::Published, Set::PublishedAny] {
+            transaction.elements(set, &part.elements(set), add);
+        }
+        commit(transaction).or_else(|_| self.reload())
+    }
+
+    /// What it holds.
+    pub(crate) fn contents(&self) -> &Contents {
+        &self.contents
+    }
+
+    /// Deletes the table.
+    pub(crate) fn unload(instance: &str) -> io::Result<()> {
+        let table = format!("knarr-{instance}");
+        let mut transaction = Transaction::new(&table);
+        transaction.delete_table();
+        commit(transaction)
+    }
+}
+
+fn commit(transaction: Transaction<'_>) -> io::Result<()> {
+    let packet = transaction.finish();
+    let socket = Socket::netfilter()?;
+    if packet.bytes().len() > 100_000 {
+        socket.enlarge(packet.bytes().len() * 2)?;
+    }
+    socket.send(&packet)
+}
+
+/// Whether a notification of the kernel is about this table.
+pub(crate) fn concerns(table: &str, payload: &[u8]) -> bool {
+    // nfgenmsg, then in all messages but those of generations the table's name.
+    let name = payload.get(4..).and_then(|rest| Attributes(rest).find(|(kind, _)| *kind == 1));
+    name.is_some_and(|(_, name)| text(name) == table)
+}
+
+#[cfg(test)]
+mod tests;
