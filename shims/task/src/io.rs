@@ -1,0 +1,89 @@
+//! Non-blocking file descriptors: pipes, FIFOs and terminals alike.
+//!
+//! Nothing here holds a buffer while it waits: an idle stream costs its file
+//! descriptor and a few words.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use rustix::{fs::OFlags, io::Errno};
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// Puts a file descriptor under the event loop's watch.
+#[expect(deprecated, reason = "the successors are unsafe; an OwnedFd cannot be closed behind us")]
+pub(crate) fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(fd, interest)
+}
+
+/// A file descriptor that this process alone reads or writes.
+#[derive(Debug)]
+pub(crate) struct Io(AsyncFd<OwnedFd>);
+
+impl Io {
+    /// Makes it non-blocking. The other end of a pipe or terminal has an open
+    /// file of its own and does not notice.
+    pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
+        let flags = rustix::fs::fcntl_getfl(&fd)?;
+        rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
+        Ok(Self(register(fd, Interest::READABLE | Interest::WRITABLE)?))
+    }
+
+    /// Reads what is there: `None` is nothing now, `Some(0)` the end.
+    fn try_read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        loop {
+            match rustix::io::read(self.0.get_ref(), &mut *buffer) {
+                Ok(n) => return Ok(Some(n)),
+                // The last one to hold the other side of a terminal has closed it.
+                Err(Errno::IO) => return Ok(Some(0)),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// Writes all of it.
+    pub(crate) async fn write_all(&self, mut data: &[u8]) -> io::Result<()> {
+        while !data.is_empty() {
+            match rustix::io::write(self.0.get_ref(), data) {
+                Ok(n) => data = &data[n..],
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => {
+                    let mut guard = self.0.writable().await?;
+                    // Readiness may be old news: only the kernel knows.
+                    match rustix::io::write(self.0.get_ref(), data) {
+                        Ok(n) => data = &data[n..],
+                        Err(Errno::INTR) => {}
+                        Err(Errno::AGAIN) => guard.clear_ready(),
+                        Err(errno) => return Err(errno.into()),
+                    }
+                }
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads into a buffer that only lives while there is something to read.
+    pub(crate) async fn read_chunk(&self, size: usize) -> io::Result<Vec<u8>> {
+        loop {
+            let mut guard = self.0.readable().await?;
+            let mut buffer = vec![0; size];
+            match self.try_read(&mut buffer)? {
+                Some(n) => {
+                    buffer.truncate(n);
+                    return Ok(buffer);
+                }
+                None => guard.clear_ready(),
+            }
+        }
+    }
+}
+
+impl AsFd for Io {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.get_ref().as_fd()
+    }
+}

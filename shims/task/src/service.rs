@@ -1,0 +1,373 @@
+//! containerd's Task API (`containerd.task.v3.Task`, and the same under its
+//! older name v2): requests are parsed here, carried out by [`Task`], and never
+//! held up by each other.
+//!
+//! A handler is dropped where its client goes away: whatever must be finished
+//! is done without awaiting, or by a task of its own.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
+
+use async_trait::async_trait;
+use containerd_shim_protos::{
+    api,
+    protobuf::{
+        EnumOrUnknown, MessageField,
+        well_known_types::{any::Any, empty::Empty, timestamp::Timestamp},
+    },
+    shim_async,
+};
+use knarr_model::{Signal, task::TaskStats};
+use knarr_sandbox::RootfsMount;
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+use ttrpc::asynchronous::{Service, TtrpcContext};
+
+use crate::{
+    error::{Error, Result},
+    process::Exit,
+    stdio::Addresses,
+    streams::lock,
+    task::{NewTask, Phase, Task},
+};
+
+/// All tasks of this shim.
+#[derive(Debug)]
+pub(crate) struct Tasks {
+    tasks: Mutex<HashMap<String, Arc<Task>>>,
+    /// Where we listen.
+    socket: PathBuf,
+    /// How many tasks there are; the shim's own end depends on it.
+    count: watch::Sender<usize>,
+    shutdown: watch::Sender<bool>,
+}
+
+impl Tasks {
+    /// No tasks yet.
+    pub(crate) fn new(socket: PathBuf) -> Arc<Self> {
+        Arc::new(Self {
+            tasks: Mutex::default(),
+            socket,
+            count: watch::Sender::new(0),
+            shutdown: watch::Sender::new(false),
+        })
+    }
+
+    /// The services to register: the same one under both of its names.
+    pub(crate) fn services(self: &Arc<Self>) -> HashMap<String, Service> {
+        let mut services = shim_async::create_task(Arc::new(Api(self.clone())));
+        for (name, service) in shim_async::create_task(Arc::new(Api(self.clone()))) {
+            services.insert(name.replace("task.v3", "task.v2"), service);
+        }
+        services
+    }
+
+    /// Follows the number of tasks.
+    pub(crate) fn count(&self) -> watch::Receiver<usize> {
+        self.count.subscribe()
+    }
+
+    /// Waits for an accepted `Shutdown`.
+    pub(crate) async fn shutdown(&self) {
+        let _ = self.shutdown.subscribe().wait_for(|asked| *asked).await;
+    }
+
+    /// Whether a task reaps this child itself.
+    pub(crate) fn owns(&self, pid: u32) -> bool {
+        lock(&self.tasks).values().any(|task| task.owns(pid))
+    }
+
+    fn get(&self, id: &str) -> Result<Arc<Task>> {
+        let missing = || Error::not_found(format!("no such task: {id}"));
+        lock(&self.tasks).get(id).cloned().ok_or_else(missing)
+    }
+
+    fn create(&self, request: api::CreateTaskRequest) -> Result<u32> {
+        if !request.checkpoint.is_empty() || !request.parent_checkpoint.is_empty() {
+            return Err(no_checkpoint());
+        }
+        let mut tasks = lock(&self.tasks);
+        if tasks.contains_key(&request.id) {
+            return Err(Error::exists(format!("task {} already exists", request.id)));
+        }
+        let rootfs: Vec<_> = request
+            .rootfs
+            .into_iter()
+            .map(|mount| RootfsMount {
+                kind: mount.type_,
+                source: mount.source.into(),
+                options: mount.options,
+            })
+            .collect();
+        let task = Task::create(NewTask {
+            id: &request.id,
+            bundle: Path::new(&request.bundle),
+            rootfs: &rootfs,
+            addresses: Addresses {
+                stdin: request.stdin,
+                stdout: request.stdout,
+                stderr: request.stderr,
+                terminal: request.terminal,
+            },
+            socket: &self.socket,
+        })?;
+        let pid = task.init.pid();
+        tasks.insert(request.id, task);
+        self.count.send_replace(tasks.len());
+        Ok(pid)
+    }
+
+    async fn delete(&self, id: &str, exec: &str) -> Result<(u32, Option<Exit>)> {
+        let task = self.get(id)?;
+        if !exec.is_empty() {
+            return task.delete_exec(exec);
+        }
+        let (pid, exit) = task.delete().await?;
+        let mut tasks = lock(&self.tasks);
+        tasks.remove(id);
+        self.count.send_replace(tasks.len());
+        Ok((pid, Some(exit)))
+    }
+
+    fn state(&self, id: &str, exec: &str) -> Result<api::StateResponse> {
+        let task = self.get(id)?;
+        let process = task.process(exec)?;
+        let status = match task.phase(&process) {
+            Phase::Created => api::Status::CREATED,
+            Phase::Running => api::Status::RUNNING,
+            Phase::Paused => api::Status::PAUSED,
+            Phase::Stopped => api::Status::STOPPED,
+        };
+        let exit = process.exit();
+        Ok(api::StateResponse {
+            id: id.to_owned(),
+            bundle: task.bundle.display().to_string(),
+            pid: process.pid(),
+            status: EnumOrUnknown::new(status),
+            stdin: process.addresses.stdin.clone(),
+            stdout: process.addresses.stdout.clone(),
+            stderr: process.addresses.stderr.clone(),
+            terminal: process.addresses.terminal,
+            exit_status: exit.map_or(0, |exit| exit.code),
+            exited_at: timestamp(exit),
+            exec_id: exec.to_owned(),
+            ..Default::default()
+        })
+    }
+
+    fn pids(&self, id: &str) -> Result<Vec<api::ProcessInfo>> {
+        let info = |pid| api::ProcessInfo { pid, ..Default::default() };
+        Ok(self.get(id)?.pids()?.into_iter().map(info).collect())
+    }
+}
+
+fn no_checkpoint() -> Error {
+    Error::unimplemented("checkpoint and restore are not supported")
+}
+
+fn timestamp(exit: Option<Exit>) -> MessageField<Timestamp> {
+    exit.map(|exit| Timestamp {
+        seconds: exit.at.as_second(),
+        nanos: exit.at.subsec_nanosecond(),
+        ..Default::default()
+    })
+    .into()
+}
+
+fn json<T: DeserializeOwned>(what: &str, any: &MessageField<Any>) -> Result<T> {
+    let bytes = any.as_ref().map(|any| any.value.as_slice()).unwrap_or_default();
+    serde_json::from_slice(bytes)
+        .map_err(|error| Error::invalid(format!("invalid {what}: {error}")))
+}
+
+struct Api(Arc<Tasks>);
+
+#[async_trait]
+impl shim_async::Task for Api {
+    async fn state(
+        &self,
+        _: &TtrpcContext,
+        request: api::StateRequest,
+    ) -> ttrpc::Result<api::StateResponse> {
+        Ok(self.0.state(&request.id, &request.exec_id)?)
+    }
+
+    async fn create(
+        &self,
+        _: &TtrpcContext,
+        request: api::CreateTaskRequest,
+    ) -> ttrpc::Result<api::CreateTaskResponse> {
+        let pid = self.0.create(request)?;
+        Ok(api::CreateTaskResponse { pid, ..Default::default() })
+    }
+
+    async fn start(
+        &self,
+        _: &TtrpcContext,
+        request: api::StartRequest,
+    ) -> ttrpc::Result<api::StartResponse> {
+        let task = self.0.get(&request.id)?;
+        let pid = match request.exec_id.as_str() {
+            "" => task.start()?,
+            exec => task.start_exec(exec)?,
+        };
+        Ok(api::StartResponse { pid, ..Default::default() })
+    }
+
+    async fn delete(
+        &self,
+        _: &TtrpcContext,
+        request: api::DeleteRequest,
+    ) -> ttrpc::Result<api::DeleteResponse> {
+        let (pid, exit) = self.0.delete(&request.id, &request.exec_id).await?;
+        Ok(api::DeleteResponse {
+            pid,
+            exit_status: exit.map_or(0, |exit| exit.code),
+            exited_at: timestamp(exit),
+            ..Default::default()
+        })
+    }
+
+    async fn pids(
+        &self,
+        _: &TtrpcContext,
+        request: api::PidsRequest,
+    ) -> ttrpc::Result<api::PidsResponse> {
+        Ok(api::PidsResponse { processes: self.0.pids(&request.id)?, ..Default::default() })
+    }
+
+    async fn pause(&self, _: &TtrpcContext, request: api::PauseRequest) -> ttrpc::Result<Empty> {
+        self.0.get(&request.id)?.pause()?;
+        Ok(Empty::new())
+    }
+
+    async fn resume(&self, _: &TtrpcContext, request: api::ResumeRequest) -> ttrpc::Result<Empty> {
+        self.0.get(&request.id)?.resume()?;
+        Ok(Empty::new())
+    }
+
+    async fn checkpoint(
+        &self,
+        _: &TtrpcContext,
+        _: api::CheckpointTaskRequest,
+    ) -> ttrpc::Result<Empty> {
+        Err(no_checkpoint().into())
+    }
+
+    async fn kill(&self, _: &TtrpcContext, request: api::KillRequest) -> ttrpc::Result<Empty> {
+        let task = self.0.get(&request.id)?;
+        let number = u8::try_from(request.signal).ok().and_then(|n| Signal::try_from(n).ok());
+        let bad = || Error::invalid(format!("invalid signal: {}", request.signal));
+        task.kill(&request.exec_id, number.ok_or_else(bad)?, request.all)?;
+        Ok(Empty::new())
+    }
+
+    async fn exec(
+        &self,
+        _: &TtrpcContext,
+        request: api::ExecProcessRequest,
+    ) -> ttrpc::Result<Empty> {
+        let task = self.0.get(&request.id)?;
+        if request.exec_id.is_empty() {
+            return Err(Error::invalid("exec needs an id").into());
+        }
+        let spec = json("process", &request.spec)?;
+        let addresses = Addresses {
+            stdin: request.stdin,
+            stdout: request.stdout,
+            stderr: request.stderr,
+            terminal: request.terminal,
+        };
+        task.add_exec(&request.exec_id, addresses, spec)?;
+        Ok(Empty::new())
+    }
+
+    async fn resize_pty(
+        &self,
+        _: &TtrpcContext,
+        request: api::ResizePtyRequest,
+    ) -> ttrpc::Result<Empty> {
+        let process = self.0.get(&request.id)?.process(&request.exec_id)?;
+        let clamp = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
+        process.resize(clamp(request.height), clamp(request.width))?;
+        Ok(Empty::new())
+    }
+
+    async fn close_io(
+        &self,
+        _: &TtrpcContext,
+        request: api::CloseIORequest,
+    ) -> ttrpc::Result<Empty> {
+        let process = self.0.get(&request.id)?.process(&request.exec_id)?;
+        if request.stdin {
+            process.streams.close_stdin();
+        }
+        Ok(Empty::new())
+    }
+
+    async fn update(
+        &self,
+        _: &TtrpcContext,
+        request: api::UpdateTaskRequest,
+    ) -> ttrpc::Result<Empty> {
+        let task = self.0.get(&request.id)?;
+        task.update(&json("resources", &request.resources)?)?;
+        Ok(Empty::new())
+    }
+
+    async fn wait(
+        &self,
+        _: &TtrpcContext,
+        request: api::WaitRequest,
+    ) -> ttrpc::Result<api::WaitResponse> {
+        let process = self.0.get(&request.id)?.process(&request.exec_id)?;
+        let exit = process.wait().await?;
+        Ok(api::WaitResponse {
+            exit_status: exit.code,
+            exited_at: timestamp(Some(exit)),
+            ..Default::default()
+        })
+    }
+
+    async fn stats(
+        &self,
+        _: &TtrpcContext,
+        request: api::StatsRequest,
+    ) -> ttrpc::Result<api::StatsResponse> {
+        let stats = self.0.get(&request.id)?.stats()?;
+        let value = serde_json::to_vec(&stats)
+            .map_err(|error| Error::internal("encode statistics", error))?;
+        let any = Any { type_url: TaskStats::TYPE_URL.to_owned(), value, ..Default::default() };
+        Ok(api::StatsResponse { stats: MessageField::some(any), ..Default::default() })
+    }
+
+    async fn connect(
+        &self,
+        _: &TtrpcContext,
+        request: api::ConnectRequest,
+    ) -> ttrpc::Result<api::ConnectResponse> {
+        // containerd asks before there is a task, too.
+        let task_pid = self.0.get(&request.id).map_or(0, |task| task.init.pid());
+        Ok(api::ConnectResponse {
+            shim_pid: std::process::id(),
+            task_pid,
+            version: "v3".to_owned(),
+            ..Default::default()
+        })
+    }
+
+    async fn shutdown(
+        &self,
+        _: &TtrpcContext,
+        request: api::ShutdownRequest,
+    ) -> ttrpc::Result<Empty> {
+        // Not the end while others have tasks here; containerd asks after each.
+        if request.now || lock(&self.0.tasks).is_empty() {
+            self.0.shutdown.send_replace(true);
+        }
+        Ok(Empty::new())
+    }
+}
