@@ -83,6 +83,12 @@ wire! {
         /// Where it lies in the root filesystem.
         #[serde(skip_serializing_if = "String::is_empty")]
         pub module_path: String,
+        /// What the program imports.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub imports: Option<Vec<String>>,
+        /// What it exports.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub exports: Option<Vec<String>>,
     }
 
     /// What a container is doing.

@@ -1,0 +1,142 @@
+//! Listening and serving.
+//!
+//! One task a connection. Shutdown lets requests that are being answered end,
+//! but not for long; streams that have no end are cut.
+
+use std::{sync::Arc, time::Duration};
+
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener},
+    sync::{Semaphore, watch},
+    task::JoinSet,
+};
+
+use crate::{
+    Api,
+    gate::{self, Transport},
+};
+
+/// Where clients come from.
+#[derive(Debug)]
+pub enum Listener {
+    /// Whoever may open the socket may speak.
+    Unix(UnixListener),
+    /// Loopback only: the daemon sees to it.
+    Tcp(TcpListener),
+}
+
+/// Tells all listeners to stop.
+#[derive(Debug, Clone)]
+pub struct Shutdown(watch::Sender<bool>);
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Self(watch::Sender::new(false))
+    }
+}
+
+impl Shutdown {
+    /// Stops accepting; [`Api::serve`] returns when its clients are served or
+    /// their time is up.
+    pub fn begin(&self) {
+        self.0.send_replace(true);
+    }
+}
+
+/// Connections at once; more wait in the kernel's queue (RELIABILITY A03).
+const CONNECTIONS: usize = 2048;
+/// A client that takes longer to say what it wants is not serious.
+const HEADER_TIME: Duration = Duration::from_secs(30);
+/// How long requests may take to end at a shutdown.
+const GRACE: Duration = Duration::from_secs(2);
+
+impl Api {
+    /// Serves until `shutdown` begins.
+    pub async fn serve(self, listener: Listener, shutdown: Shutdown) {
+        let mut stop = shutdown.0.subscribe();
+        let permits = Arc::new(Semaphore::new(CONNECTIONS));
+        let mut connections = JoinSet::new();
+        loop {
+            // Closed only when the process ends.
+            let Ok(permit) = permits.clone().acquire_owned().await else { break };
+            let accepted = tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => break,
+                accepted = accept(&listener) => accepted,
+                // Finished connections are forgotten as they finish.
+                Some(_) = connections.join_next() => continue,
+            };
+            match accepted {
+                Ok(Io::Unix(io)) => {
+                    let connection = self.clone().connection(io, Transport::Unix, stop.clone());
+                    connections.spawn(async move {
+                        connection.await;
+                        drop(permit);
+                    });
+                }
+                Ok(Io::Tcp(io)) => {
+                    let connection = self.clone().connection(io, Transport::Tcp, stop.clone());
+                    connections.spawn(async move {
+                        connection.await;
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    // Out of descriptors, most likely: it passes when some client goes.
+                    tracing::warn!("accept: {error}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+        drop(listener);
+        let ended = async { while connections.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(GRACE, ended).await;
+    }
+
+    async fn connection<I>(self, io: I, transport: Transport, mut stop: watch::Receiver<bool>)
+    where
+        I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let service = hyper::service::service_fn(move |request: http::Request<_>| {
+            let api = self.clone();
+            async move {
+                let request = request.map(axum::body::Body::new);
+                Ok::<_, std::convert::Infallible>(gate::handle(api, transport, request).await)
+            }
+        });
+        let connection = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIME)
+            .max_buf_size(64 << 10)
+            .serve_connection(TokioIo::new(io), service)
+            .with_upgrades();
+        let mut connection = std::pin::pin!(connection);
+        let outcome = tokio::select! {
+            outcome = connection.as_mut() => outcome,
+            _ = stop.wait_for(|stop| *stop) => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = outcome {
+            tracing::debug!("connection: {error}");
+        }
+    }
+}
+
+enum Io {
+    Unix(tokio::net::UnixStream),
+    Tcp(tokio::net::TcpStream),
+}
+
+async fn accept(listener: &Listener) -> std::io::Result<Io> {
+    Ok(match listener {
+        Listener::Unix(listener) => Io::Unix(listener.accept().await?.0),
+        Listener::Tcp(listener) => {
+            let stream = listener.accept().await?.0;
+            stream.set_nodelay(true)?;
+            Io::Tcp(stream)
+        }
+    })
+}
