@@ -11,6 +11,14 @@ pub enum Error {
         /// As the user wrote it.
         reference: String,
     },
+    /// There is no such repository.
+    #[error(
+        "repository {repository} not found: name unknown: repository name not known to registry"
+    )]
+    RepositoryUnknown {
+        /// The repository as Docker shows it.
+        repository: String,
+    },
     /// The manifest names a blob that the registry does not have.
     #[error("blob {digest} of {reference} not found: blob unknown to registry")]
     BlobUnknown {
@@ -79,7 +87,7 @@ pub enum Error {
         limit: u64,
     },
     /// The registry answered with a failure.
-    #[error("{method} {url}: registry answered {status}{detail}")]
+    #[error("{method} \"{url}\": registry answered {status}{detail}")]
     Status {
         /// HTTP method.
         method: &'static str,
@@ -91,7 +99,7 @@ pub enum Error {
         detail: String,
     },
     /// No answer, a broken or stalled transfer.
-    #[error("{method} {url}: {reason}")]
+    #[error("{method} \"{url}\": {reason}")]
     Transport {
         /// HTTP method.
         method: &'static str,
@@ -116,9 +124,10 @@ pub enum Error {
 impl Kinded for Error {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::ManifestUnknown { .. } | Self::BlobUnknown { .. } | Self::Denied { .. } => {
-                ErrorKind::NotFound
-            }
+            Self::ManifestUnknown { .. }
+            | Self::RepositoryUnknown { .. }
+            | Self::BlobUnknown { .. }
+            | Self::Denied { .. } => ErrorKind::NotFound,
             Self::CredentialTheft { .. } | Self::PlainHttp { .. } | Self::Redirect { .. } => {
                 ErrorKind::Forbidden
             }

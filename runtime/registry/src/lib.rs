@@ -24,8 +24,13 @@
 #![forbid(unsafe_code)]
 
 mod auth;
-
+mod blob;
+mod challenge;
+mod client;
+mod endpoint;
 mod error;
+mod token;
+mod transport;
 
 use bytes::Bytes;
 use futures_util::{future::BoxFuture, stream::BoxStream};
@@ -33,6 +38,7 @@ use knarr_model::{Digest, Reference};
 use serde::{Deserialize, Serialize};
 
 pub use auth::{Auth, AuthError};
+pub use client::{Client, Config, Timing};
 
 pub use error::Error;
 
