@@ -1,3 +1,66 @@
 //! The Wasm host: runs, serves and compiles WASI programs.
+//!
+//! ```text
+//! knarr-wasm run          a command: fd 3 says what is granted, fd 4 is its code
+//! knarr-wasm serve        a wasi:http/proxy component, one instance a request
+//! knarr-wasm compile      fd 0: a module or component, fd 1: its code
+//! knarr-wasm fingerprint  one line: what the code depends on beside the module
+//! ```
+//!
+//! `run` and `serve` are the first process of a container, behind the jail that
+//! `knarr-sandbox` makes: an empty root with the granted directories beneath
+//! `/rootfs`, no /proc, no /dev, no capability, the system calls of
+//! [`syscalls`]. Exit codes are the guest's own, 0 to 255; beside them
+//!
+//! | code | what happened |
+//! |---|---|
+//! | 125 | the host was started wrongly (its files are not there, or lie) |
+//! | 126 | the program cannot be started: an import nobody grants, too little memory |
+//! | 134 | the program trapped; why, and where, is on standard error |
+//! | 128+n | ended by signal n |
+//!
+//! No argument parser, no logger, one thread until the guest needs another: a
+//! whole start is to take less than 3 ms.
 
-fn main() {}
+#![deny(unsafe_code)]
+
+mod compile;
+mod engine;
+mod grants;
+mod guest;
+mod inherited;
+mod outgoing;
+mod run;
+mod serve;
+mod signals;
+mod syscalls;
+
+use std::process::ExitCode;
+
+/// The host itself was started wrongly.
+const HOST_FAILED: u8 = 125;
+
+const USAGE: &str = "usage: knarr-wasm run | serve | compile | fingerprint";
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    let verb = arguments.next().unwrap_or_default();
+    let done = match verb.to_str() {
+        Some("run") => run::run(),
+        Some("serve") => serve::serve(),
+        Some("compile") => compile::supervise(),
+        Some(compile::WORKER) => compile::work(),
+        Some("fingerprint") => engine::fingerprint().map(|line| {
+            println!("{line}");
+            0
+        }),
+        _ => Err(wasmtime::Error::msg(USAGE)),
+    };
+    match done {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("knarr-wasm: {error:#}");
+            ExitCode::from(if verb == "compile" || verb == compile::WORKER { 1 } else { HOST_FAILED })
+        }
+    }
+}

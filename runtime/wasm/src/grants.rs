@@ -1,0 +1,267 @@
+//! From a launch to what a guest holds: arguments, directories, sockets.
+//!
+//! A guest begins with nothing. Each grant below is named by the launch, which
+//! the engine derives from the user's own words; what is absent is denied.
+
+use std::{
+    future::Future,
+    net::SocketAddr,
+    path::{Component, Path, PathBuf},
+    pin::Pin,
+};
+
+use knarr_model::task::{WasmLaunch, WasmNetwork};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use serde::Deserialize;
+use wasmtime::{Result, error::Context as _};
+use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, sockets::SocketAddrUse};
+
+/// What descriptor 3 says.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Launch {
+    /// The grants.
+    pub(crate) launch: WasmLaunch,
+    /// Arguments, the program's name first.
+    args: Vec<String>,
+    /// `NAME=value`.
+    env: Vec<String>,
+    /// Working directory.
+    #[serde(default = "slash")]
+    cwd: PathBuf,
+    /// Where guest paths are found. Tests have theirs elsewhere.
+    #[serde(default = "rootfs")]
+    root: PathBuf,
+}
+
+fn slash() -> PathBuf {
+    "/".into()
+}
+
+fn rootfs() -> PathBuf {
+    "/rootfs".into()
+}
+
+/// How a guest's file calls are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Files {
+    /// On the calling thread: quickest, for a guest that has the process alone.
+    Here,
+    /// On a pool of threads, so that one slow file holds up no other guest.
+    Elsewhere,
+}
+
+/// Whether standard input is the container's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stdin {
+    /// The container's.
+    Inherited,
+    /// At its end from the start.
+    Closed,
+}
+
+/// What every instance of the program is given.
+#[derive(Debug)]
+pub(crate) struct Grants {
+    args: Vec<String>,
+    env: Vec<(String, String)>,
+    cwd: String,
+    directories: Vec<Directory>,
+    network: Option<WasmNetwork>,
+    files: Files,
+    stdin: Stdin,
+}
+
+#[derive(Debug)]
+struct Directory {
+    host: PathBuf,
+    guest: String,
+    access: FsPerms,
+}
+
+impl Launch {
+    /// Parses descriptor 3.
+    pub(crate) fn parse(text: &[u8]) -> Result<Self> {
+        serde_json::from_slice(text).context("the launch on descriptor 3 is damaged")
+    }
+
+    /// Finds the directories; the rest is moved.
+    pub(crate) fn grants(self, files: Files, stdin: Stdin) -> Result<Grants> {
+        let root = rustix::fs::open(
+            &self.root,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .with_context(|| format!("the root filesystem {} is not there", self.root.display()))?;
+        let mut directories = Vec::with_capacity(self.launch.preopens.len());
+        for preopen in &self.launch.preopens {
+            let guest = normal(&preopen.path)?;
+            let Some(host) = locate(&root, &self.root, &guest)? else {
+                // A single file: the guest reaches it through the directory above.
+                continue;
+            };
+            let access = if preopen.read_only { FsPerms::ReadOnly } else { FsPerms::ReadWrite };
+            directories.push(Directory { host, guest, access });
+        }
+        let env = self
+            .env
+            .into_iter()
+            .map(|variable| match variable.split_once('=') {
+                Some((name, value)) => (name.to_owned(), value.to_owned()),
+                None => (variable, String::new()),
+            })
+            .collect();
+        Ok(Grants {
+            args: self.args,
+            env,
+            cwd: normal(&self.cwd)?,
+            directories,
+            network: self.launch.network,
+            files,
+            stdin,
+        })
+    }
+}
+
+/// An absolute path without `.`, `..` or doubled slashes.
+fn normal(path: &Path) -> Result<String> {
+    let mut text = String::new();
+    for part in path.components() {
+        match part {
+            Component::RootDir | Component::CurDir => {}
+            Component::Normal(name) => {
+                text.push('/');
+                text.push_str(name.to_str().context("a path that is not UTF-8")?);
+            }
+            _ => wasmtime::bail!("{} is not a path inside the container", path.display()),
+        }
+    }
+    wasmtime::ensure!(path.is_absolute(), "{} is not absolute", path.display());
+    Ok(if text.is_empty() { "/".to_owned() } else { text })
+}
+
+/// The host's name for a directory of the container; none where it is a file.
+///
+/// Links of the image are followed inside its root only: resolved by the
+/// kernel, beneath `root`, and then asked for the name without links.
+fn locate(root: &rustix::fd::OwnedFd, prefix: &Path, guest: &str) -> Result<Option<PathBuf>> {
+    let relative = guest.trim_start_matches('/');
+    let found = rustix::fs::openat2(
+        root,
+        if relative.is_empty() { "." } else { relative },
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+    );
+    let directory = match found {
+        Ok(directory) => directory,
+        Err(rustix::io::Errno::NOTDIR) => return Ok(None),
+        Err(error) => {
+            return Err(error)
+                .with_context(|| format!("the directory {guest} of the container is not there"));
+        }
+    };
+    // The name that the kernel gives a directory has no links in it; without
+    // /proc the working directory is the only way to ask.
+    rustix::process::fchdir(&directory)
+        .with_context(|| format!("the directory {guest} of the container cannot be entered"))?;
+    let host = rustix::process::getcwd(Vec::new()).context("a directory without a name")?;
+    rustix::process::chdir("/").context("the root directory")?;
+    let host = PathBuf::from(std::ffi::OsString::from(
+        host.into_string().ok().context("a path that is not UTF-8")?,
+    ));
+    wasmtime::ensure!(
+        prefix == Path::new("/") || host.starts_with(prefix) || prefix != Path::new("/rootfs"),
+        "the directory {guest} lies outside the container"
+    );
+    Ok(Some(host))
+}
+
+impl Grants {
+    /// Whether connections may be made.
+    pub(crate) fn connects(&self) -> bool {
+        self.network.is_some()
+    }
+
+    /// What one component's instance begins with.
+    pub(crate) fn context(&self) -> Result<WasiCtx> {
+        Ok(self.builder()?.build())
+    }
+
+    /// The same, for either generation of WASI.
+    pub(crate) fn builder(&self) -> Result<WasiCtxBuilder> {
+        let mut wasi = WasiCtxBuilder::new();
+        wasi.args(&self.args)
+            .envs(&self.env)
+            .initial_cwd(&self.cwd)
+            .inherit_stdout()
+            .inherit_stderr()
+            .allow_blocking_current_thread(self.files == Files::Here);
+        if self.stdin == Stdin::Inherited {
+            wasi.inherit_stdin();
+        }
+        for directory in &self.directories {
+            wasi.preopened_dir(&directory.host, &directory.guest, directory.access).with_context(
+                || format!("the directory {} of the container cannot be opened", directory.guest),
+            )?;
+        }
+        if let Some(network) = self.network.clone() {
+            wasi.allow_tcp(true)
+                .allow_udp(true)
+                .allow_ip_name_lookup(network.dns)
+                .socket_addr_check(move |address, wanted| {
+                    let granted = may(&network, address, wanted);
+                    Box::pin(async move { granted })
+                        as Pin<Box<dyn Future<Output = bool> + Send + Sync>>
+                });
+        }
+        Ok(wasi)
+    }
+}
+
+/// Whether a socket may do this.
+///
+/// Connections go where the container's network goes, as a native program's do.
+/// A port is bound where it was granted; port 0 is what the kernel chooses for
+/// a connection, and is no port to listen on.
+fn may(network: &WasmNetwork, address: SocketAddr, wanted: SocketAddrUse) -> bool {
+    let port = address.port();
+    match wanted {
+        SocketAddrUse::TcpBind => port == 0 || network.listen_tcp.contains(&port),
+        SocketAddrUse::TcpListen => network.listen_tcp.contains(&port),
+        SocketAddrUse::UdpBind => port == 0 || network.listen_udp.contains(&port),
+        SocketAddrUse::TcpAccept
+        | SocketAddrUse::TcpConnect
+        | SocketAddrUse::UdpSend
+        | SocketAddrUse::UdpReceive => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn w13_only_granted_ports_are_listened_on() {
+        let network = WasmNetwork { listen_tcp: vec![80], listen_udp: vec![53], dns: false };
+        let at = |port| SocketAddr::from(([0, 0, 0, 0], port));
+        assert!(may(&network, at(80), SocketAddrUse::TcpBind));
+        assert!(may(&network, at(80), SocketAddrUse::TcpListen));
+        assert!(may(&network, at(0), SocketAddrUse::TcpBind));
+        assert!(may(&network, at(53), SocketAddrUse::UdpBind));
+        for denied in [81, 53] {
+            assert!(!may(&network, at(denied), SocketAddrUse::TcpBind));
+            assert!(!may(&network, at(denied), SocketAddrUse::TcpListen));
+        }
+        assert!(!may(&network, at(0), SocketAddrUse::TcpListen));
+        assert!(!may(&network, at(80), SocketAddrUse::UdpBind));
+    }
+
+    #[test]
+    fn paths_are_made_plain() {
+        assert_eq!(normal(Path::new("/")).unwrap(), "/");
+        assert_eq!(normal(Path::new("//data/./x/")).unwrap(), "/data/x");
+        for bad in ["data", "", "/data/../x", ".."] {
+            assert!(normal(Path::new(bad)).is_err(), "{bad}");
+        }
+    }
+}
