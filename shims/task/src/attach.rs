@@ -232,3 +232,7 @@ async fn write_all(socket: &UnixStream, mut data: &[u8]) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "attach_tests.rs"]
+mod tests;

@@ -254,6 +254,11 @@ impl Streams {
         !lock(&self.clients).is_empty()
     }
 
+    #[cfg(test)]
+    pub(crate) fn client_count(&self) -> usize {
+        lock(&self.clients).len()
+    }
+
     fn clients(&self) -> Vec<Arc<Client>> {
         lock(&self.clients).clone()
     }
