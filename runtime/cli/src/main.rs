@@ -1,3 +1,208 @@
-//! knarr: the command line.
+//! knarr: the command line, with Docker's verbs, flags and exit codes.
+//!
+//! ```text
+//!   arguments ── clap ──> Command ── commands::* ──> one or more API requests ──> tables, streams, exit code
+//! ```
+//!
+//! It knows nothing but the REST API: whatever it does, any other client can.
+//!
+//! **How it fails.** A line on standard error that starts with `knarr:`, and
+//! Docker's exit code: 125 where `run` could not start anything, 126 and 127
+//! where the program cannot be run, else 1; otherwise the container's own.
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+mod commands;
+mod connect;
+mod options;
+mod output;
+mod progress;
+mod session;
+mod template;
+mod terminal;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Result;
+use clap::{Parser, Subcommand, error::ErrorKind};
+
+use commands::{container, context, exec, image, network, run, system, volume};
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "knarr",
+    version,
+    about = "A container engine with two kinds of cargo: native and Wasm",
+    disable_help_subcommand = true
+)]
+struct Cli {
+    /// Daemon socket to connect to (unix:///path, tcp://host:port)
+    #[arg(short = 'H', long, global = false)]
+    host: Option<String>,
+    /// Name of the context to use to connect to the daemon
+    #[arg(short = 'c', long)]
+    context: Option<String>,
+    /// Location of client config files
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Enable debug mode
+    #[arg(short = 'D', long)]
+    debug: bool,
+    /// Set the logging level ("debug", "info", "warn", "error", "fatal")
+    #[arg(short = 'l', long, default_value = "info", hide_default_value = true)]
+    log_level: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Create and run a new container from an image
+    Run(run::RunArgs),
+    /// Create a new container
+    Create(run::CreateCommand),
+    /// Start one or more stopped containers
+    Start(run::StartArgs),
+    /// Attach local standard input, output, and error streams to a running container
+    Attach(run::AttachArgs),
+    /// Execute a command in a running container
+    Exec(exec::ExecArgs),
+    #[command(flatten)]
+    Container(container::ContainerVerb),
+    #[command(flatten)]
+    Image(image::ImageVerb),
+    #[command(flatten)]
+    System(system::SystemVerb),
+    /// Manage containers
+    #[command(subcommand, name = "container")]
+    ContainerGroup(ContainerGroup),
+    /// Manage images
+    #[command(subcommand, name = "image")]
+    ImageGroup(image::ImageGroup),
+    /// Manage networks
+    #[command(subcommand)]
+    Network(network::NetworkVerb),
+    /// Manage volumes
+    #[command(subcommand)]
+    Volume(volume::VolumeVerb),
+    /// Manage Knarr
+    #[command(subcommand, name = "system")]
+    SystemGroup(system::SystemGroup),
+    /// Manage contexts
+    #[command(subcommand)]
+    Context(context::ContextVerb),
+}
+
+/// `knarr container …`: the same verbs.
+#[derive(Debug, Subcommand)]
+enum ContainerGroup {
+    /// Create and run a new container from an image
+    Run(run::RunArgs),
+    /// Create a new container
+    Create(run::CreateCommand),
+    /// Start one or more stopped containers
+    Start(run::StartArgs),
+    /// Attach local standard input, output, and error streams to a running container
+    Attach(run::AttachArgs),
+    /// Execute a command in a running container
+    Exec(exec::ExecArgs),
+    /// List containers
+    #[command(alias = "list")]
+    Ls(container::PsArgs),
+    /// Display detailed information on one or more containers
+    Inspect(container::InspectArgs),
+    /// Remove all stopped containers
+    Prune(system::PruneArgs),
+    #[command(flatten)]
+    Verb(container::ContainerVerb),
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return misuse(&error),
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("knarr: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let outcome = runtime.block_on(dispatch(cli));
+    // A thread may still wait for standard input: nobody waits for it.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("knarr: {error:#}");
+            ExitCode::from(error.downcast_ref::<commands::Exit>().map_or(1, |exit| exit.0))
+        }
+    }
+}
+
+/// `run` answers 125 to what it does not understand, everything else Docker's 1.
+fn misuse(error: &clap::Error) -> ExitCode {
+    let _ = error.print();
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        return ExitCode::SUCCESS;
+    }
+    let runs = std::env::args()
+        .skip(1)
+        .find(|word| !word.starts_with('-'))
+        .is_some_and(|word| word == "run");
+    ExitCode::from(if runs { 125 } else { 1 })
+}
+
+async fn dispatch(cli: Cli) -> Result<u8> {
+    let choice = connect::Choice { host: cli.host, context: cli.context, config: cli.config };
+    match cli.command {
+        Command::Context(verb) => context::execute(verb, &choice),
+        command => {
+            let client = match choice.connect().await {
+                Ok(client) => client,
+                Err(error) => return Err(error),
+            };
+            let context = commands::Context { client, config: choice.config_dir() };
+            execute(command, &context).await
+        }
+    }
+}
+
+async fn execute(command: Command, context: &commands::Context) -> Result<u8> {
+    use ContainerGroup as Group;
+    match command {
+        Command::Run(args) | Command::ContainerGroup(Group::Run(args)) => {
+            run::run(args, context).await
+        }
+        Command::Create(args) | Command::ContainerGroup(Group::Create(args)) => {
+            run::create(args, context).await
+        }
+        Command::Start(args) | Command::ContainerGroup(Group::Start(args)) => {
+            run::start(args, context).await
+        }
+        Command::Attach(args) | Command::ContainerGroup(Group::Attach(args)) => {
+            run::attach(args, context).await
+        }
+        Command::Exec(args) | Command::ContainerGroup(Group::Exec(args)) => {
+            exec::exec(args, context).await
+        }
+        Command::Container(verb) | Command::ContainerGroup(Group::Verb(verb)) => {
+            container::execute(verb, context).await
+        }
+        Command::ContainerGroup(Group::Ls(args)) => container::list(args, context).await,
+        Command::ContainerGroup(Group::Inspect(args)) => {
+            container::inspect(args, Some("container"), context).await
+        }
+        Command::ContainerGroup(Group::Prune(args)) => {
+            system::prune_containers(args, context).await
+        }
+        Command::Image(verb) => image::execute(verb, context).await,
+        Command::ImageGroup(verb) => image::execute_group(verb, context).await,
+        Command::Network(verb) => network::execute(verb, context).await,
+        Command::Volume(verb) => volume::execute(verb, context).await,
+        Command::System(verb) => system::execute(verb, context).await,
+        Command::SystemGroup(verb) => system::execute_group(verb, context).await,
+        Command::Context(_) => Ok(0),
+    }
+}

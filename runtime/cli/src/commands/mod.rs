@@ -1,0 +1,74 @@
+//! The verbs.
+
+pub mod auth;
+pub mod container;
+pub mod context;
+pub mod exec;
+pub mod image;
+pub mod network;
+pub mod run;
+pub mod system;
+pub mod volume;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use knarr_client::Client;
+
+/// What every verb works with.
+#[derive(Debug)]
+pub struct Context {
+    /// The engine.
+    pub client: Client,
+    /// The client's own directory, with credentials.
+    pub config: PathBuf,
+}
+
+/// An exit code that is not 1, attached to an error.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("exit code {0}")]
+pub struct Exit(pub u8);
+
+/// `--filter` words as the API wants them: `{"name": ["value", …]}`.
+pub fn filters(words: &[String]) -> Result<String> {
+    let mut map = std::collections::BTreeMap::<&str, Vec<&str>>::new();
+    for word in words {
+        match word.split_once('=') {
+            Some((name, value)) => map.entry(name.trim()).or_default().push(value.trim()),
+            None => anyhow::bail!(
+                "invalid argument \"{word}\" for \"-f, --filter\" flag: bad format of filter (expected name=value)"
+            ),
+        }
+    }
+    Ok(serde_json::to_string(&map)?)
+}
+
+/// Does one thing for each name: prints the name where it went well, all errors
+/// at the end; the exit code says whether any failed.
+pub async fn for_each<F>(names: &[String], action: F) -> Result<u8>
+where
+    F: AsyncFn(&str) -> Result<()>,
+{
+    let mut failed = false;
+    for name in names {
+        match action(name).await {
+            Ok(()) => println!("{name}"),
+            Err(error) => {
+                eprintln!("{error:#}");
+                failed = true;
+            }
+        }
+    }
+    Ok(failed.into())
+}
+
+/// Asks before something is deleted.
+pub fn confirmed(force: bool, warning: &str) -> Result<bool> {
+    if force {
+        return Ok(true);
+    }
+    eprint!("WARNING! {warning}\nAre you sure you want to continue? [y/N] ");
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(answer.trim().eq_ignore_ascii_case("y") || answer.trim().eq_ignore_ascii_case("yes"))
+}

@@ -1,0 +1,415 @@
+//! The verbs on the engine itself.
+
+use anyhow::{Result, bail};
+use clap::{Args, Subcommand};
+use futures_util::StreamExt as _;
+use http::Method;
+use knarr_client::{Error, NOTHING, path};
+use knarr_docker::{
+    ContainersPruned, DiskUsage, Event, ImagesPruned, Info, NetworksPruned, Version, VolumesPruned,
+};
+use serde_json::{Value, json};
+
+use super::{Context, confirmed, container, filters, image};
+use crate::{
+    output::{self, Listing},
+    template::Template,
+};
+
+/// Verbs that stand alone.
+#[derive(Debug, Subcommand)]
+pub enum SystemVerb {
+    /// Show the Knarr version information
+    Version {
+        /// Format output using a Go template or "json"
+        #[arg(short = 'f', long, value_name = "string")]
+        format: Option<String>,
+    },
+    /// Display system-wide information
+    Info {
+        /// Format output using a Go template or "json"
+        #[arg(short = 'f', long, value_name = "string")]
+        format: Option<String>,
+    },
+    /// Return low-level information on objects
+    Inspect(container::InspectArgs),
+    /// Get real time events from the server
+    Events(EventsArgs),
+}
+
+/// Verbs behind `system`.
+#[derive(Debug, Subcommand)]
+pub enum SystemGroup {
+    /// Show disk usage
+    Df {
+        /// Show detailed information on space usage
+        #[arg(short = 'v', long)]
+        verbose: bool,
+    },
+    /// Display system-wide information
+    Info {
+        /// Format output using a Go template or "json"
+        #[arg(short = 'f', long, value_name = "string")]
+        format: Option<String>,
+    },
+    /// Get real time events from the server
+    Events(EventsArgs),
+    /// Remove unused data
+    Prune(PruneArgs),
+}
+
+/// `knarr events`.
+#[derive(Debug, Args)]
+pub struct EventsArgs {
+    /// Filter output based on conditions provided
+    #[arg(short = 'f', long, value_name = "filter")]
+    filter: Vec<String>,
+    /// Format output using a Go template or "json"
+    #[arg(long, value_name = "string")]
+    format: Option<String>,
+    /// Show all events created since timestamp
+    #[arg(long, value_name = "string")]
+    since: Option<String>,
+    /// Stream events until this timestamp
+    #[arg(long, value_name = "string")]
+    until: Option<String>,
+}
+
+/// `prune`, of any kind.
+#[derive(Debug, Args)]
+pub struct PruneArgs {
+    /// Remove all unused images, not just dangling ones; all volumes, not just anonymous ones
+    #[arg(short = 'a', long)]
+    all: bool,
+    /// Provide filter values
+    #[arg(long, value_name = "filter")]
+    filter: Vec<String>,
+    /// Do not prompt for confirmation
+    #[arg(short = 'f', long)]
+    force: bool,
+    /// Prune anonymous volumes too (system prune)
+    #[arg(long)]
+    volumes: bool,
+}
+
+/// Carries out a verb that stands alone.
+pub async fn execute(verb: SystemVerb, context: &Context) -> Result<u8> {
+    match verb {
+        SystemVerb::Version { format } => version(format.as_deref(), context).await,
+        SystemVerb::Info { format } => info(format.as_deref(), context).await,
+        SystemVerb::Inspect(args) => container::inspect(args, None, context).await,
+        SystemVerb::Events(args) => events(args, context).await,
+    }
+}
+
+/// Carries out a verb behind `system`.
+pub async fn execute_group(verb: SystemGroup, context: &Context) -> Result<u8> {
+    match verb {
+        SystemGroup::Df { verbose } => disk_usage(verbose, context).await,
+        SystemGroup::Info { format } => info(format.as_deref(), context).await,
+        SystemGroup::Events(args) => events(args, context).await,
+        SystemGroup::Prune(args) => prune_all(args, context).await,
+    }
+}
+
+fn formatted(format: Option<&str>, data: &Value) -> Result<bool> {
+    match format {
+        None => return Ok(false),
+        Some("json") => println!("{data}"),
+        Some(text) => println!("{}", Template::parse(text)?.render(data)?),
+    }
+    Ok(true)
+}
+
+async fn version(format: Option<&str>, context: &Context) -> Result<u8> {
+    let server: Result<Version, Error> = context.client.get("/version").await;
+    let own = json!({
+        "Version": env!("CARGO_PKG_VERSION"),
+        "ApiVersion": knarr_docker::API_VERSION,
+        "Os": std::env::consts::OS,
+        "Arch": std::env::consts::ARCH,
+        "Context": "default",
+    });
+    let data = json!({ "Client": own, "Server": server.as_ref().ok() });
+    if formatted(format, &data)? {
+        return Ok(0);
+    }
+    println!(
+        "Client: Knarr\n Version:           {}\n API version:       {}\n OS/Arch:           {}/{}",
+        env!("CARGO_PKG_VERSION"),
+        knarr_docker::API_VERSION,
+        std::env::consts::OS,
+        std::env::consts::ARCH
+    );
+    match server {
+        Ok(server) => {
+            println!("\nServer: {}", server.platform.name);
+            println!(" Engine:\n  Version:          {}", server.version);
+            println!(
+                "  API version:      {} (minimum version {})",
+                server.api_version, server.min_api_version
+            );
+            println!(
+                "  OS/Arch:          {}/{}\n  Kernel version:   {}",
+                server.os, server.arch, server.kernel_version
+            );
+            for component in server.components.iter().filter(|component| component.name != "Engine")
+            {
+                println!(" {}:\n  Version:          {}", component.name, component.version);
+            }
+            Ok(0)
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            Ok(1)
+        }
+    }
+}
+
+async fn info(format: Option<&str>, context: &Context) -> Result<u8> {
+    let data: Value = context.client.get("/info").await?;
+    if formatted(format, &data)? {
+        return Ok(0);
+    }
+    let info: Info = serde_json::from_value(data)?;
+    println!("Client: Knarr\n Version:    {}\n\nServer:", env!("CARGO_PKG_VERSION"));
+    println!(" Containers: {}", info.containers);
+    println!(
+        "  Running: {}\n  Paused: {}\n  Stopped: {}",
+        info.containers_running, info.containers_paused, info.containers_stopped
+    );
+    println!(
+        " Images: {}\n Server Version: {}\n Storage Driver: {}",
+        info.images, info.server_version, info.driver
+    );
+    for [name, value] in info.driver_status.iter().flatten() {
+        println!("  {name}: {value}");
+    }
+    println!(
+        " Logging Driver: {}\n Cgroup Driver: {}\n Cgroup Version: {}",
+        info.logging_driver, info.cgroup_driver, info.cgroup_version
+    );
+    println!(
+        " Plugins:\n  Volume: {}\n  Network: {}\n  Log: {}",
+        info.plugins.volume.join(" "),
+        info.plugins.network.join(" "),
+        info.plugins.log.join(" ")
+    );
+    let runtimes: Vec<&str> = info.runtimes.keys().map(String::as_str).collect();
+    println!(" Runtimes: {}\n Default Runtime: {}", runtimes.join(" "), info.default_runtime);
+    println!(" Security Options:");
+    for option in &info.security_options {
+        println!(
+            "  {}",
+            option.trim_start_matches("name=").replace(',', "\n   ").replace('=', ": ")
+        );
+    }
+    println!(
+        " Kernel Version: {}\n Operating System: {}",
+        info.kernel_version, info.operating_system
+    );
+    println!(
+        " OSType: {}\n Architecture: {}\n CPUs: {}",
+        info.os_type, info.architecture, info.ncpu
+    );
+    println!(
+        " Total Memory: {}\n Name: {}\n ID: {}",
+        output::binary_size(info.mem_total.max(0) as u64),
+        info.name,
+        info.id
+    );
+    println!(" Docker Root Dir: {}\n Debug Mode: {}", info.docker_root_dir, info.debug);
+    println!(" Live Restore Enabled: {}", info.live_restore_enabled);
+    for warning in info.warnings.iter().flatten() {
+        eprintln!("{warning}");
+    }
+    Ok(0)
+}
+
+async fn events(args: EventsArgs, context: &Context) -> Result<u8> {
+    let filters = filters(&args.filter)?;
+    let since = args.since.as_deref().map(container::moment).transpose()?;
+    let until = args.until.as_deref().map(container::moment).transpose()?;
+    let mut query = Vec::new();
+    query.extend((!args.filter.is_empty()).then_some(("filters", filters.as_str())));
+    query.extend(since.as_deref().map(|since| ("since", since)));
+    query.extend(until.as_deref().map(|until| ("until", until)));
+    let mut events = context.client.lines::<Event>(Method::GET, &path("/events", &query)).await?;
+    while let Some(event) = events.next().await {
+        let event = event?;
+        if formatted(args.format.as_deref(), &serde_json::to_value(&event)?)? {
+            continue;
+        }
+        let facts: Vec<String> =
+            event.actor.attributes.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let time = jiff::Timestamp::from_nanosecond(event.time_nano.into()).unwrap_or_default();
+        println!(
+            "{time:.9} {} {} {} ({})",
+            event.kind,
+            event.action,
+            event.actor.id,
+            facts.join(", ")
+        );
+    }
+    Ok(0)
+}
+
+async fn disk_usage(verbose: bool, context: &Context) -> Result<u8> {
+    if verbose {
+        bail!("system df --verbose is not supported yet: use images, ps -s and volume ls");
+    }
+    let usage: DiskUsage = context.client.get("/system/df").await?;
+    let row = |kind: &str, total: usize, active: usize, size: i64, free: i64| {
+        let percent = if size > 0 { format!(" ({}%)", free * 100 / size) } else { String::new() };
+        json!({
+            "Type": kind, "TotalCount": total, "Active": active,
+            "Size": output::size(size), "Reclaimable": format!("{}{percent}", output::size(free)),
+        })
+    };
+    let used_images = usage.images.iter().filter(|image| image.containers > 0);
+    let unused: i64 =
+        usage.images.iter().filter(|image| image.containers <= 0).map(|image| image.size).sum();
+    let size_of = |running: bool| -> i64 {
+        usage
+            .containers
+            .iter()
+            .filter(|one| !running || one.state == "running")
+            .filter_map(|one| one.size_rw)
+            .sum()
+    };
+    let running = usage.containers.iter().filter(|one| one.state == "running").count();
+    let volume_size = |idle: bool| -> i64 {
+        let counted = usage.volumes.iter().filter_map(|volume| volume.usage_data.as_ref());
+        counted.filter(|data| !idle || data.ref_count == 0).map(|data| data.size.max(0)).sum()
+    };
+    let active = usage
+        .volumes
+        .iter()
+        .filter(|volume| volume.usage_data.as_ref().is_some_and(|data| data.ref_count > 0))
+        .count();
+    let listing = Listing {
+        default: "{{.Type}}\t{{.TotalCount}}\t{{.Active}}\t{{.Size}}\t{{.Reclaimable}}",
+        headings: &[("TotalCount", "TOTAL")],
+        rows: vec![
+            row(
+                "Images",
+                usage.images.len(),
+                used_images.count(),
+                usage.layers_size,
+                unused.min(usage.layers_size),
+            ),
+            row(
+                "Containers",
+                usage.containers.len(),
+                running,
+                size_of(false),
+                size_of(false) - size_of(true),
+            ),
+            row(
+                "Local Volumes",
+                usage.volumes.len(),
+                active,
+                volume_size(false),
+                volume_size(true),
+            ),
+        ],
+    };
+    listing.print(None, None)?;
+    Ok(0)
+}
+
+fn report(heading: &str, names: &[String], reclaimed: Option<u64>) {
+    if !names.is_empty() {
+        println!("{heading}\n{}\n", names.join("\n"));
+    }
+    if let Some(reclaimed) = reclaimed {
+        println!("Total reclaimed space: {}", output::size(reclaimed as i64));
+    }
+}
+
+async fn post<T: serde::de::DeserializeOwned>(
+    endpoint: &str,
+    words: &[String],
+    context: &Context,
+) -> Result<T> {
+    let filters = filters(words)?;
+    Ok(context
+        .client
+        .json(Method::POST, &path(endpoint, &[("filters", &filters)]), NOTHING)
+        .await?)
+}
+
+/// `container prune`.
+pub async fn prune_containers(args: PruneArgs, context: &Context) -> Result<u8> {
+    if confirmed(args.force, "This will remove all stopped containers.")? {
+        let pruned: ContainersPruned = post("/containers/prune", &args.filter, context).await?;
+        report(
+            "Deleted Containers:",
+            &pruned.containers_deleted.unwrap_or_default(),
+            Some(pruned.space_reclaimed),
+        );
+    }
+    Ok(0)
+}
+
+/// `image prune`.
+pub async fn prune_images(args: PruneArgs, context: &Context) -> Result<u8> {
+    let warning = match args.all {
+        true => "This will remove all images without at least one container associated to them.",
+        false => "This will remove all dangling images.",
+    };
+    if confirmed(args.force, warning)? {
+        let mut words = args.filter;
+        words.push(format!("dangling={}", !args.all));
+        let pruned: ImagesPruned = post("/images/prune", &words, context).await?;
+        image::print_deleted(&pruned.images_deleted.unwrap_or_default());
+        report("", &[], Some(pruned.space_reclaimed));
+    }
+    Ok(0)
+}
+
+/// `network prune`.
+pub async fn prune_networks(args: PruneArgs, context: &Context) -> Result<u8> {
+    if confirmed(
+        args.force,
+        "This will remove all custom networks not used by at least one container.",
+    )? {
+        let pruned: NetworksPruned = post("/networks/prune", &args.filter, context).await?;
+        report("Deleted Networks:", &pruned.networks_deleted.unwrap_or_default(), None);
+    }
+    Ok(0)
+}
+
+/// `volume prune`.
+pub async fn prune_volumes(args: PruneArgs, context: &Context) -> Result<u8> {
+    let warning = match args.all {
+        true => "This will remove all local volumes not used by at least one container.",
+        false => "This will remove anonymous local volumes not used by at least one container.",
+    };
+    if confirmed(args.force, warning)? {
+        let mut words = args.filter;
+        words.extend(args.all.then(|| "all=true".to_owned()));
+        let pruned: VolumesPruned = post("/volumes/prune", &words, context).await?;
+        report(
+            "Deleted Volumes:",
+            &pruned.volumes_deleted.unwrap_or_default(),
+            Some(pruned.space_reclaimed),
+        );
+    }
+    Ok(0)
+}
+
+async fn prune_all(args: PruneArgs, context: &Context) -> Result<u8> {
+    let warning = "This will remove all stopped containers, all networks not used by at least one container and unused images.";
+    if !confirmed(args.force, warning)? {
+        return Ok(0);
+    }
+    let each =
+        || PruneArgs { all: args.all, filter: args.filter.clone(), force: true, volumes: false };
+    prune_containers(each(), context).await?;
+    prune_networks(each(), context).await?;
+    if args.volumes {
+        prune_volumes(PruneArgs { all: false, ..each() }, context).await?;
+    }
+    prune_images(each(), context).await
+}
