@@ -29,6 +29,7 @@ use tokio::{
     net::{UnixListener, UnixStream},
     time::timeout,
 };
+use tokio_util::task::TaskTracker;
 
 use crate::streams::{Client, Streams};
 
@@ -43,13 +44,14 @@ pub(crate) trait Lookup: Send + Sync + 'static {
     fn streams(&self, exec: &str) -> Option<Arc<Streams>>;
 }
 
-/// Serves clients until it is aborted.
-pub(crate) async fn serve(listener: UnixListener, lookup: Weak<impl Lookup>) {
+/// Serves clients until it is aborted; `clients` are those who still want
+/// something, and may outlive that.
+pub(crate) async fn serve(listener: UnixListener, lookup: Weak<impl Lookup>, clients: TaskTracker) {
     loop {
         match listener.accept().await {
             Ok((socket, _)) => {
                 let Some(lookup) = lookup.upgrade() else { return };
-                tokio::spawn(async move {
+                clients.spawn(async move {
                     if let Err(error) = client(socket, lookup).await {
                         tracing::debug!("attach: {error}");
                     }

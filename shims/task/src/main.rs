@@ -45,6 +45,10 @@ use crate::{args::Mode, service::Tasks};
 /// for a new daemon to say `Shutdown`.
 const ORPHANED: Duration = Duration::from_secs(5);
 
+/// The last output of a task belongs to the clients that were attached to it,
+/// also when they read slowly (`docker run … | less`).
+const SLOW_CLIENTS: Duration = Duration::from_secs(3600);
+
 fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
@@ -98,6 +102,7 @@ async fn serve(socket: &Path) -> anyhow::Result<()> {
     // Nobody new finds us; those who asked get their answers.
     let _ = std::fs::remove_file(socket);
     let _ = tokio::time::timeout(Duration::from_secs(2), server.shutdown()).await;
+    let _ = tokio::time::timeout(SLOW_CLIENTS, tasks.clients_served()).await;
     Ok(())
 }
 

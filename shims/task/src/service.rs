@@ -24,6 +24,7 @@ use knarr_model::{Signal, task::TaskStats};
 use knarr_sandbox::RootfsMount;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
 use ttrpc::asynchronous::{Service, TtrpcContext};
 
 use crate::{
@@ -43,6 +44,7 @@ pub(crate) struct Tasks {
     /// How many tasks there are; the shim's own end depends on it.
     count: watch::Sender<usize>,
     shutdown: watch::Sender<bool>,
+    clients: TaskTracker,
 }
 
 impl Tasks {
@@ -53,6 +55,7 @@ impl Tasks {
             socket,
             count: watch::Sender::new(0),
             shutdown: watch::Sender::new(false),
+            clients: TaskTracker::new(),
         })
     }
 
@@ -73,6 +76,13 @@ impl Tasks {
     /// Waits for an accepted `Shutdown`.
     pub(crate) async fn shutdown(&self) {
         let _ = self.shutdown.subscribe().wait_for(|asked| *asked).await;
+    }
+
+    /// Waits until the clients of tasks that are gone have all their output, or
+    /// are gone themselves.
+    pub(crate) async fn clients_served(&self) {
+        self.clients.close();
+        self.clients.wait().await;
     }
 
     /// Whether a task reaps this child itself.
@@ -113,6 +123,7 @@ impl Tasks {
                 terminal: request.terminal,
             },
             socket: &self.socket,
+            clients: &self.clients,
         })?;
         let pid = task.init.pid();
         tasks.insert(request.id, task);

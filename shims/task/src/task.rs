@@ -36,6 +36,7 @@ use knarr_model::{
 use knarr_sandbox::{Child, Container, CreateOptions, Created, RootfsMount};
 use oci_spec::runtime as oci;
 use tokio::{net::UnixListener, time::timeout};
+use tokio_util::task::TaskTracker;
 
 use crate::{
     attach,
@@ -61,6 +62,8 @@ pub(crate) struct NewTask<'a> {
     pub(crate) addresses: Addresses,
     /// The shim's socket, for `init.json`.
     pub(crate) socket: &'a Path,
+    /// Clients that are attached to any task.
+    pub(crate) clients: &'a TaskTracker,
 }
 
 /// One task.
@@ -130,14 +133,15 @@ impl Task {
             wasm,
             attach: Mutex::default(),
         });
-        task.listen().map_err(|error| Error::internal("listen on attach.sock", error))?;
+        task.listen(new.clients)
+            .map_err(|error| Error::internal("listen on attach.sock", error))?;
         tokio::spawn(task.clone().supervise_init(child));
         Ok(task)
     }
 
-    fn listen(self: &Arc<Self>) -> std::io::Result<()> {
+    fn listen(self: &Arc<Self>, clients: &TaskTracker) -> std::io::Result<()> {
         let listener = UnixListener::from_std(attach::listen(&self.attach_path())?)?;
-        let serving = tokio::spawn(attach::serve(listener, Arc::downgrade(self)));
+        let serving = tokio::spawn(attach::serve(listener, Arc::downgrade(self), clients.clone()));
         *lock(&self.attach) = Some(serving.abort_handle());
         Ok(())
     }

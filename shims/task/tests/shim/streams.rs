@@ -2,9 +2,10 @@
 
 use std::{fs, io::Read, time::Duration};
 
+use containerd_shim_protos::api;
 use knarr_model::task::AttachRequest;
 
-use crate::support::{PATIENCE, Shim, alive, run, sh, until};
+use crate::support::{PATIENCE, Shim, alive, run, sh, soon, until};
 
 #[tokio::test]
 async fn output_reaches_the_log_and_attached_clients() {
@@ -298,4 +299,28 @@ async fn a_client_that_asks_nonsense_is_dropped() {
     }
     task.kill(9).await.unwrap();
     task.wait().await;
+}
+
+#[tokio::test]
+async fn p03_slow_clients_get_everything_even_after_delete_and_shutdown() {
+    let mut shim = Shim::start().await;
+    let task = shim.create(&sh("seq 1 40000")).await;
+    let client = task.attach("");
+    task.start().await.unwrap();
+    let mut client = tokio::task::spawn_blocking(move || {
+        // Enough for the rest to fit into pipe, queue and socket.
+        let mut client = client;
+        client.expect("\n12000\n");
+        client
+    })
+    .await
+    .unwrap();
+    assert_eq!(task.wait().await, 0);
+    task.delete().await.unwrap();
+    shim.client.shutdown(soon(), &api::ShutdownRequest::default()).await.unwrap();
+    until("the socket to be gone", || (!shim.socket.exists()).then_some(())).await;
+    let mut rest = Vec::new();
+    client.0.read_to_end(&mut rest).unwrap();
+    assert!(rest.ends_with(b"40000\n"));
+    assert!(shim.ended().await.success());
 }
