@@ -122,6 +122,7 @@ pub const FCHOWNAT: usize = 260;
 pub const NEWFSTATAT: usize = 262;
 pub const SYMLINKAT: usize = 266;
 pub const PRLIMIT64: usize = 302;
+pub const UNSHARE: usize = 272;
 pub const SETNS: usize = 308;
 pub const SECCOMP: usize = 317;
 pub const EXECVEAT: usize = 322;

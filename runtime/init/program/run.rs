@@ -116,6 +116,7 @@ impl Launch {
                 sys!(EXECVEAT, self.fd(fd)?, c"".as_ptr(), argv, env, AT_EMPTY_PATH).map(drop)
             }
             Op::Fork {} => reaper::fork(),
+            Op::Unshare { kinds } => sys!(UNSHARE, kinds).map(drop),
             Op::Personality { persona } => sys!(PERSONALITY, persona).map(drop),
         }
     }

@@ -417,6 +417,11 @@ ops! {
     }
     /// Goes on in a child; stays itself as the init that forwards and reaps.
     Fork = 38 {}
+    /// Leaves namespaces for new ones.
+    Unshare = 40 {
+        /// CLONE_NEW* bits.
+        kinds: u32
+    }
     /// Sets the execution domain.
     Personality = 39 {
         /// See personality(2).

@@ -34,12 +34,21 @@
 
 #![forbid(unsafe_code)]
 
+mod cgroup;
 mod child;
 mod container;
 mod error;
+mod launch;
+mod ops;
 mod options;
+mod plan;
+mod seccomp;
+mod user;
+mod wishes;
 
+pub use cgroup::Cgroup;
 pub use child::{Child, ExitStatus};
-pub use container::{Container, Created, create};
+pub use container::{Container, Created, clean_up, create};
 pub use error::{Error, Failure};
 pub use options::{CreateOptions, INIT_ANNOTATION, RootfsMount, SECCOMP_ANNOTATION, Stdio};
+pub use user::{ResolvedUser, resolve_user};

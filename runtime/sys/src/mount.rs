@@ -23,6 +23,11 @@ pub struct MountAttr {
 }
 
 impl MountAttr {
+    /// A change of attributes and propagation.
+    pub const fn new(set: u64, clear: u64, propagation: u64) -> Self {
+        Self { set, clear, propagation, userns: 0 }
+    }
+
     /// Read-only.
     pub const RDONLY: u64 = 0x1;
     /// Set-user-id bits count for nothing.

@@ -1,0 +1,230 @@
+//! Where this host has its control groups.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
+
+use rustix::{fs::mkdir, io::Errno};
+
+use crate::{Error, Failure};
+
+/// One mounted hierarchy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Hierarchy {
+    /// Where it is mounted.
+    pub(crate) mount: PathBuf,
+    /// Its controllers; none for v2, which says so in a file.
+    pub(crate) controllers: Vec<String>,
+    /// It is the one of v2.
+    pub(crate) unified: bool,
+}
+
+/// What the host offers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// Everything in one hierarchy.
+    V2(Hierarchy),
+    /// A hierarchy for each controller, and perhaps v2 beside them.
+    V1 {
+        /// The v1 hierarchies.
+        hierarchies: Vec<Hierarchy>,
+        /// The v2 hierarchy of a hybrid host.
+        unified: Option<Hierarchy>,
+    },
+}
+
+impl Layout {
+    /// This host's; looked at once.
+    pub(crate) fn get() -> Result<&'static Self, Error> {
+        static LAYOUT: OnceLock<Option<Layout>> = OnceLock::new();
+        let layout = LAYOUT.get_or_init(|| {
+            let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+            let systemd = Path::new("/run/systemd/system").exists();
+            Layout::parse(&mounts, systemd)
+        });
+        layout.as_ref().ok_or_else(|| {
+            Error::new(Failure::System, "no cgroup filesystem is mounted on this host")
+        })
+    }
+
+    /// From `/proc/self/mountinfo`. Systemd's own hierarchy counts only where
+    /// systemd is there to look at it.
+    fn parse(mountinfo: &str, systemd: bool) -> Option<Self> {
+        let mut hierarchies: Vec<Hierarchy> = Vec::new();
+        let mut unified: Option<Hierarchy> = None;
+        for line in mountinfo.lines() {
+            let Some((front, back)) = line.split_once(" - ") else { continue };
+            let (mut front, mut back) = (front.split(' ').skip(3), back.split(' '));
+            let (Some(root), Some(mount), Some(kind)) = (front.next(), front.next(), back.next())
+            else {
+                continue;
+            };
+            // A bind mount of some group is not a hierarchy.
+            if root != "/" {
+                continue;
+            }
+            let hierarchy = |controllers: Vec<String>| Hierarchy {
+                mount: PathBuf::from(mount),
+                unified: kind == "cgroup2",
+                controllers,
+            };
+            match kind {
+                "cgroup2" if unified.is_none() => unified = Some(hierarchy(Vec::new())),
+                "cgroup" => {
+                    let options = back.nth(1).unwrap_or_default().split(',');
+                    let controllers: Vec<String> = options
+                        .filter(|name| CONTROLLERS.contains(name) || *name == "name=systemd")
+                        .map(str::to_owned)
+                        .collect();
+                    let known = hierarchies.iter().any(|other| other.controllers == controllers);
+                    let useless = controllers.iter().all(|name| name == "name=systemd") && !systemd;
+                    if !known && !useless {
+                        hierarchies.push(hierarchy(controllers));
+                    }
+                }
+                _ => {}
+            }
+        }
+        match (hierarchies.is_empty(), unified) {
+            (true, Some(unified)) => Some(Self::V2(unified)),
+            (true, None) => None,
+            (false, unified) => Some(Self::V1 { hierarchies, unified }),
+        }
+    }
+
+    /// All hierarchies that a container has a group in.
+    pub(crate) fn hierarchies(&self) -> impl Iterator<Item = &Hierarchy> {
+        let (many, one) = match self {
+            Self::V2(unified) => (&[][..], Some(unified)),
+            Self::V1 { hierarchies, unified } => (&hierarchies[..], unified.as_ref()),
+        };
+        many.iter().chain(one)
+    }
+
+    /// The hierarchy of v2.
+    pub(crate) fn unified(&self) -> Option<&Hierarchy> {
+        match self {
+            Self::V2(unified) => Some(unified),
+            Self::V1 { unified, .. } => unified.as_ref(),
+        }
+    }
+
+    /// The one that is asked for processes.
+    pub(crate) fn main(&self) -> &Hierarchy {
+        match self {
+            Self::V2(unified) => unified,
+            Self::V1 { hierarchies, .. } => hierarchies
+                .iter()
+                .find(|hierarchy| hierarchy.has("freezer"))
+                .unwrap_or(&hierarchies[0]),
+        }
+    }
+
+    /// The v1 hierarchy with a controller.
+    pub(crate) fn with(&self, controller: &str) -> Option<&Hierarchy> {
+        match self {
+            Self::V2(_) => None,
+            Self::V1 { hierarchies, .. } => hierarchies.iter().find(|one| one.has(controller)),
+        }
+    }
+}
+
+const CONTROLLERS: [&str; 13] = [
+    "cpu",
+    "cpuacct",
+    "cpuset",
+    "memory",
+    "devices",
+    "freezer",
+    "blkio",
+    "pids",
+    "net_cls",
+    "net_prio",
+    "perf_event",
+    "hugetlb",
+    "rdma",
+];
+
+impl Hierarchy {
+    fn has(&self, controller: &str) -> bool {
+        self.controllers.iter().any(|name| name == controller)
+    }
+
+    /// The directory of a group.
+    pub(crate) fn dir(&self, path: &Path) -> PathBuf {
+        self.mount.join(path.strip_prefix("/").unwrap_or(path))
+    }
+
+    /// Makes a group and those above it.
+    pub(crate) fn make(&self, path: &Path) -> io::Result<()> {
+        let dir = self.dir(path);
+        match mkdir(&dir, 0o755.into()) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => return Ok(()),
+            Err(Errno::NOENT) => {
+                let parent = path.parent().filter(|parent| parent.parent().is_some());
+                self.make(parent.ok_or(io::ErrorKind::NotFound)?)?;
+                match mkdir(&dir, 0o755.into()) {
+                    Ok(()) | Err(Errno::EXIST) => {}
+                    Err(errno) => return Err(errno.into()),
+                }
+            }
+            Err(errno) => return Err(errno.into()),
+        }
+        if self.has("cpuset") {
+            // A new group has no CPUs and takes no process until it is given some.
+            for file in ["cpuset.cpus", "cpuset.mems"] {
+                if let Some(parent) = dir.parent() {
+                    fs::write(dir.join(file), fs::read(parent.join(file))?)?;
+                }
+            }
+        }
+        if self.unified
+            && let Some(parent) = dir.parent()
+        {
+            // Each on its own: a missing controller must not take the others with it.
+            let available = fs::read_to_string(parent.join("cgroup.controllers"))?;
+            for name in available.split_ascii_whitespace() {
+                let _ = fs::write(parent.join("cgroup.subtree_control"), format!("+{name}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HYBRID: &str = "\
+30 20 0:26 / /sys/fs/cgroup rw shared:9 - tmpfs tmpfs rw,mode=755
+31 30 0:27 / /sys/fs/cgroup/unified rw shared:10 - cgroup2 cgroup2 rw
+32 30 0:28 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd
+33 30 0:29 / /sys/fs/cgroup/cpu,cpuacct rw shared:1 master:2 - cgroup cgroup rw,cpu,cpuacct
+34 30 0:30 / /sys/fs/cgroup/freezer rw - cgroup cgroup rw,freezer
+35 30 0:30 /knarr/x /mnt/copy rw - cgroup cgroup rw,freezer
+";
+
+    #[test]
+    fn a_hybrid_host_is_understood() {
+        let layout = Layout::parse(HYBRID, false).expect("v1");
+        assert_eq!(layout.main().mount, Path::new("/sys/fs/cgroup/freezer"));
+        assert_eq!(
+            layout.with("cpuacct").map(|one| one.mount.as_path()),
+            Some(Path::new("/sys/fs/cgroup/cpu,cpuacct"))
+        );
+        assert!(layout.unified().is_some());
+        assert_eq!(layout.hierarchies().count(), 3);
+        let watched = Layout::parse(HYBRID, true).expect("v1");
+        assert_eq!(watched.hierarchies().count(), 4);
+    }
+
+    #[test]
+    fn a_v2_host_is_understood() {
+        let layout = Layout::parse("31 30 0:27 / /sys/fs/cgroup rw - cgroup2 none rw\n", true);
+        assert!(matches!(layout, Some(Layout::V2(_))), "{layout:?}");
+        assert_eq!(Layout::parse("", true), None);
+    }
+}

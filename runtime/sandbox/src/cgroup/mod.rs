@@ -1,0 +1,285 @@
+//! Control groups: one group per container, in v1 hierarchies or in the one of v2.
+//!
+//! ```text
+//!  create ──▶ limits ──▶ (process placed) ──▶ pause ⇄ resume ──▶ kill_all ──▶ delete
+//! ```
+//!
+//! On a hybrid host (v1 controllers and an empty v2 hierarchy) the container
+//! also gets a v2 group, for `cgroup.kill`: it kills a fork bomb in one write.
+//! A verb that finds its work done has succeeded; `delete` goes on after an
+//! error and reports the first.
+
+mod devices;
+mod files;
+mod layout;
+mod v1;
+mod v2;
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    path::{Component, Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use knarr_model::task::TaskStats;
+use oci_spec::runtime::LinuxResources;
+use rustix::io::Errno;
+
+pub(crate) use layout::Layout;
+
+use crate::{Error, Failure};
+
+/// A container's control group.
+#[derive(Debug)]
+pub struct Cgroup {
+    /// Absolute, as `/knarr/<id>`; relative to each hierarchy's mount point.
+    path: PathBuf,
+    layout: &'static Layout,
+    /// The v2 group's directory, where there is one.
+    unified: Option<File>,
+}
+
+/// How long `kill_all` and `delete` wait for the kernel to be done.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+impl Cgroup {
+    /// Makes the group in every hierarchy. It may exist, but not with processes.
+    pub fn create(path: &Path) -> Result<Self, Error> {
+        let mut cgroup = Self::open(path)?;
+        for hierarchy in cgroup.layout.hierarchies() {
+            let made = hierarchy.make(&cgroup.path);
+            if let Err(error) = made {
+                let failed = Error::system(
+                    format_args!("make cgroup {} in {}", path.display(), hierarchy.mount.display()),
+                    error,
+                );
+                let _ = cgroup.remove();
+                return Err(failed);
+            }
+        }
+        if let Some(unified) = cgroup.layout.unified() {
+            let dir = unified.dir(&cgroup.path);
+            cgroup.unified = Some(File::open(&dir).map_err(|error| {
+                Error::system(format_args!("open cgroup {}", dir.display()), error)
+            })?);
+        }
+        if !cgroup.pids()?.is_empty() {
+            let text = format!("cgroup {} has processes of another container", path.display());
+            return Err(Error::new(Failure::InvalidSpec, text));
+        }
+        Ok(cgroup)
+    }
+
+    /// The group of that path, made or not: for cleaning up after a crash.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        Ok(Self { path: normalized(path)?, layout: Layout::get()?, unified: None })
+    }
+
+    /// Path below each hierarchy's mount point, absolute.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The directory for CLONE_INTO_CGROUP.
+    pub(crate) fn born_in(&self) -> Option<BorrowedFd<'_>> {
+        self.unified.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Directories to show the container as its `/sys/fs/cgroup/<name>`; none
+    /// on v2, where it mounts cgroup2 itself.
+    pub(crate) fn visible(&self) -> Vec<(String, PathBuf)> {
+        match self.layout {
+            Layout::V2(_) => Vec::new(),
+            Layout::V1 { hierarchies, .. } => hierarchies
+                .iter()
+                .filter_map(|hierarchy| {
+                    let name = hierarchy.mount.file_name()?.to_str()?.to_owned();
+                    Some((name, hierarchy.dir(&self.path)))
+                })
+                .collect(),
+        }
+    }
+
+    /// Moves a process into the group, where it was not born in it.
+    pub(crate) fn place(&self, pid: u32) -> Result<(), Error> {
+        let Layout::V1 { hierarchies, .. } = self.layout else { return Ok(()) };
+        for hierarchy in hierarchies {
+            files::write(&hierarchy.dir(&self.path).join("cgroup.procs"), &pid.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Sets limits and, with `first`, what devices may be used.
+    pub(crate) fn limit(&self, resources: &LinuxResources, first: bool) -> Result<(), Error> {
+        match self.layout {
+            Layout::V1 { .. } => v1::limit(&self.v1(), resources, first),
+            Layout::V2(mount) => v2::limit(&mount.dir(&self.path), resources, first),
+        }
+    }
+
+    /// Freezes every process; success means that they are.
+    pub fn pause(&self) -> Result<(), Error> {
+        self.freeze(true)
+    }
+
+    /// Thaws every process.
+    pub fn resume(&self) -> Result<(), Error> {
+        self.freeze(false)
+    }
+
+    fn freeze(&self, frozen: bool) -> Result<(), Error> {
+        let done = match self.layout {
+            Layout::V1 { .. } => v1::freeze(&self.v1(), frozen, Instant::now() + PATIENCE),
+            Layout::V2(mount) => {
+                v2::freeze(&mount.dir(&self.path), frozen, Instant::now() + PATIENCE)
+            }
+        };
+        if frozen && done.is_err() {
+            let _ = self.freeze(false);
+        }
+        done
+    }
+
+    /// Every process, in our own pid namespace.
+    pub fn pids(&self) -> Result<Vec<u32>, Error> {
+        files::pids(&self.layout.main().dir(&self.path))
+    }
+
+    /// Kills every process, also paused ones, and waits until they are gone.
+    pub fn kill_all(&self) -> Result<(), Error> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut pause = Duration::from_micros(50);
+        let at_once = self.layout.unified().map(|mount| mount.dir(&self.path).join("cgroup.kill"));
+        loop {
+            let pids = self.pids()?;
+            if pids.is_empty() {
+                return Ok(());
+            }
+            // cgroup.kill needs Linux 5.14; it does not exist in groups below it.
+            if !at_once.as_ref().is_some_and(|file| files::write(file, "1").is_ok()) {
+                for pid in pids {
+                    if let Some(pid) = rustix::process::Pid::from_raw(pid as i32) {
+                        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+                    }
+                }
+            }
+            // A process frozen by v1 dies only when it thaws.
+            let _ = self.resume();
+            if Instant::now() > deadline {
+                let text = format!("processes of cgroup {} do not die", self.path.display());
+                return Err(Error::new(Failure::System, text));
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(20));
+        }
+    }
+
+    /// Kills what is left and removes the group and those below it.
+    pub fn delete(&self) -> Result<(), Error> {
+        let killed = self.kill_all();
+        let removed = self.remove();
+        killed.and(removed)
+    }
+
+    fn remove(&self) -> Result<(), Error> {
+        let mut result = Ok(());
+        let deadline = Instant::now() + PATIENCE;
+        for hierarchy in self.layout.hierarchies() {
+            let dir = hierarchy.dir(&self.path);
+            if let Err(error) = remove_tree(&dir, deadline) {
+                let failed = Error::system(format_args!("remove {}", dir.display()), error);
+                result = result.and(Err(failed));
+            }
+        }
+        result
+    }
+
+    /// What the group uses.
+    pub fn stats(&self) -> Result<TaskStats, Error> {
+        match self.layout {
+            Layout::V1 { .. } => v1::stats(&self.v1()),
+            Layout::V2(mount) => v2::stats(&mount.dir(&self.path)),
+        }
+    }
+
+    /// How many processes the OOM killer has killed in it.
+    pub fn oom_kills(&self) -> u64 {
+        match self.layout {
+            Layout::V1 { .. } => v1::oom_kills(&self.v1()),
+            Layout::V2(mount) => v2::oom_kills(&mount.dir(&self.path)),
+        }
+    }
+
+    fn v1(&self) -> v1::Group<'_> {
+        v1::Group { layout: self.layout, path: &self.path }
+    }
+}
+
+/// rmdir from the leaves up. The kernel says EBUSY while the last process is
+/// still on its way out.
+fn remove_tree(dir: &Path, deadline: Instant) -> io::Result<()> {
+    let mut pause = Duration::from_micros(50);
+    loop {
+        match rustix::fs::rmdir(dir) {
+            Ok(()) | Err(Errno::NOENT) => return Ok(()),
+            Err(Errno::BUSY | Errno::NOTEMPTY) if Instant::now() < deadline => {
+                for entry in std::fs::read_dir(dir)?.flatten() {
+                    if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                        remove_tree(&entry.path(), deadline)?;
+                    }
+                }
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(Duration::from_millis(20));
+            }
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// `/a/b`, `a/b` and systemd's `slice:prefix:name` as an absolute path; nothing
+/// that leads up or is the root.
+fn normalized(path: &Path) -> Result<PathBuf, Error> {
+    let bad = || {
+        let text = format!("cgroup path {:?} must name a group below the root", path.display());
+        Error::new(Failure::InvalidSpec, text)
+    };
+    let text = path.to_str().ok_or_else(bad)?;
+    let parts: Vec<&str> = text.split(':').collect();
+    let plain = match parts[..] {
+        [slice, prefix, name] if !name.is_empty() => {
+            let slice = if slice.is_empty() { "system.slice" } else { slice };
+            PathBuf::from(slice).join(format!("{prefix}-{name}.scope"))
+        }
+        _ => path.to_owned(),
+    };
+    let mut clean = PathBuf::from("/");
+    for component in plain.components() {
+        match component {
+            Component::RootDir | Component::CurDir => {}
+            Component::Normal(name) => clean.push(name),
+            _ => return Err(bad()),
+        }
+    }
+    if clean.parent().is_none() || clean.as_os_str().len() > 3000 { Err(bad()) } else { Ok(clean) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn s02_cgroup_paths_stay_below_the_root() {
+        for (given, wanted) in [
+            ("/knarr/x", "/knarr/x"),
+            ("knarr/./x", "/knarr/x"),
+            ("a.slice:knarr:1", "/a.slice/knarr-1.scope"),
+        ] {
+            assert_eq!(normalized(Path::new(given)).expect(given), Path::new(wanted));
+        }
+        for bad in ["", "/", "..", "/knarr/../../x", "../x", "./", "a/.."] {
+            assert!(normalized(Path::new(bad)).is_err(), "{bad}");
+        }
+    }
+}

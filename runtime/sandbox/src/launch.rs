@@ -1,0 +1,414 @@
+//! Starting knarr-init and talking with it.
+//!
+//! ```text
+//!  parent                                   child
+//!  launch (clone3, execveat) ─────────────▶ reads its socket
+//!  opens mounts, places it in its cgroup
+//!  send (header, descriptors, operations) ▶ carries them out
+//!                              ◀─ console ─ (with a terminal)
+//!  await_ready                 ◀── ready ── waits
+//!  go ────────────────────────────────────▶ execve
+//!  await_exec                  ◀─── EOF ─── it is the program now
+//!                              ◀── error ── or not: which operation, errno
+//! ```
+//!
+//! While the child is being made by the kernel on one processor, the parent
+//! makes its mounts on another.
+
+use std::{
+    io::{IoSlice, IoSliceMut},
+    mem::MaybeUninit,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
+    sync::OnceLock,
+    time::Duration,
+};
+
+use knarr_init::wire::{FDS_PER_MESSAGE, Frame, MAGIC, MAX_BYTES, Op, SOCKET_FD};
+use rustix::{
+    io::Errno,
+    net::{
+        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+        SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+        sockopt::{Timeout, set_socket_timeout},
+    },
+};
+
+use crate::{
+    Child, Error, Failure, Stdio,
+    error::describe,
+    ops::{Ops, Wish, show},
+    plan::{Namespaces, PidNamespace},
+    wishes,
+};
+
+/// How long one answer may take: mounts on a sick disk take long, nothing else.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The one copy of knarr-init that all containers execute: sealed, in memory,
+/// so that none of them can overwrite it through `/proc/self/exe` (CVE-2019-5736).
+fn program() -> Result<BorrowedFd<'static>, Error> {
+    static PROGRAM: OnceLock<OwnedFd> = OnceLock::new();
+    if let Some(program) = PROGRAM.get() {
+        return Ok(program.as_fd());
+    }
+    let made = wishes::sealed("knarr-init", knarr_init::IMAGE, true)?;
+    Ok(PROGRAM.get_or_init(|| made).as_fd())
+}
+
+/// knarr-init, started, and our end of its socket.
+#[derive(Debug)]
+pub(crate) struct Launched {
+    pub(crate) child: Child,
+    socket: OwnedFd,
+    console: Option<OwnedFd>,
+}
+
+/// Where the child is born.
+pub(crate) struct Birth<'a> {
+    /// CLONE_NEW* bits.
+    pub(crate) created: u64,
+    /// A namespace's file or a pidfd whose pid namespace is joined.
+    pub(crate) pid_namespace: Option<BorrowedFd<'a>>,
+    /// A directory of cgroup2.
+    pub(crate) cgroup: Option<BorrowedFd<'a>>,
+}
+
+/// Starts knarr-init. The streams are closed on our side.
+pub(crate) fn launch(birth: &Birth<'_>, stdio: &Stdio) -> Result<Launched, Error> {
+    let program = program()?;
+    let (ours, theirs) =
+        socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+            .map_err(|errno| Error::system("make a socket pair", errno))?;
+    for direction in [Timeout::Recv, Timeout::Send] {
+        set_socket_timeout(&ours, direction, Some(PATIENCE))
+            .map_err(|errno| Error::system("set a socket's timeout", errno))?;
+    }
+    let null;
+    let stdio = match stdio {
+        Stdio::Fds { stdin, stdout, stderr } => [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()],
+        Stdio::Terminal { .. } => {
+            null = std::fs::OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open("/dev/null")
+                .map_err(|error| Error::system("open /dev/null", error))?;
+            [null.as_fd(); 3]
+        }
+    };
+    let request = knarr_sys::Launch {
+        namespaces: birth.created,
+        cgroup: birth.cgroup,
+        program,
+        stdio,
+        socket: (theirs.as_fd(), SOCKET_FD),
+    };
+    let started = match birth.pid_namespace {
+        None => knarr_sys::launch(&request),
+        Some(namespace) => launch_in(namespace, &request)?,
+    };
+    let (pid, pidfd) = started.map_err(|errno| match errno {
+        Errno::NOSPC => Error::system("make namespaces (too many of them)", errno),
+        errno => Error::system("start a process (clone3)", errno),
+    })?;
+    Ok(Launched { child: Child::new(pid, pidfd), socket: ours, console: None })
+}
+
+/// A thread of its own joins the pid namespace, so that the child is born in it
+/// and is still our direct child; the thread ends at once.
+fn launch_in(
+    namespace: BorrowedFd<'_>,
+    request: &knarr_sys::Launch<'_>,
+) -> Result<Result<(u32, OwnedFd), Errno>, Error> {
+    let joined = std::thread::scope(|scope| {
+        let thread =
+            std::thread::Builder::new().name("knarr-join".to_owned()).stack_size(64 * 1024);
+        let handle = thread.spawn_scoped(scope, || {
+            nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWPID)
+                .map_err(|errno| Errno::from_raw_os_error(errno as i32))?;
+            Ok::<_, Errno>(knarr_sys::launch(request))
+        });
+        handle.map(|handle| handle.join())
+    });
+    match joined {
+        Ok(Ok(Ok(started))) => Ok(started),
+        Ok(Ok(Err(errno))) => Err(Error::system("join the pid namespace", errno)),
+        Ok(Err(_)) => Err(Error::new(Failure::System, "the joining thread panicked")),
+        Err(error) => Err(Error::system("start a thread", error)),
+    }
+}
+
+impl Launched {
+    /// Opens what the launch wishes for and sends it. `given` are the
+    /// descriptors that only the caller has.
+    pub(crate) fn send(
+        &self,
+        ops: &Ops,
+        mut given: impl FnMut(&Wish) -> Option<Result<OwnedFd, Error>>,
+    ) -> Result<(), Error> {
+        if ops.bytes.len() > MAX_BYTES {
+            let text = "argument list too long";
+            return Err(Error::new(Failure::NotExecutable, text));
+        }
+        let fds = ops
+            .wishes
+            .iter()
+            .map(|wish| given(wish).unwrap_or_else(|| wishes::open(wish)))
+            .collect::<Result<Vec<_>, _>>()?;
+        let header = [MAGIC, ops.bytes.len() as u32, fds.len() as u32, 0];
+        let header: Vec<u8> = header.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let mut batches = fds.chunks(FDS_PER_MESSAGE);
+        self.send_with(&header, batches.next().unwrap_or_default())?;
+        for batch in batches {
+            self.send_with(&[0], batch)?;
+        }
+        self.send_all(&ops.bytes)
+    }
+
+    fn send_with(&self, bytes: &[u8], fds: &[OwnedFd]) -> Result<(), Error> {
+        let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_PER_MESSAGE))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() {
+            control.push(SendAncillaryMessage::ScmRights(&fds));
+        }
+        let sent = sendmsg(&self.socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)
+            .map_err(|errno| self.broken("send descriptors", errno))?;
+        self.send_all(&bytes[sent..])
+    }
+
+    fn send_all(&self, mut bytes: &[u8]) -> Result<(), Error> {
+        while !bytes.is_empty() {
+            match rustix::net::send(&self.socket, bytes, SendFlags::NOSIGNAL) {
+                Ok(count) => bytes = &bytes[count..],
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(self.broken("send the launch", errno)),
+            }
+        }
+        Ok(())
+    }
+
+    /// What a broken conversation means: how the child ended, where it has.
+    fn broken(&self, what: &str, errno: Errno) -> Error {
+        let _ = self.child.kill(knarr_model::Signal::KILL);
+        match self.child.wait_blocking() {
+            Ok(status) if status.signal.is_none() && (1..200).contains(&status.code) => {
+                let errno = Errno::from_raw_os_error(status.code as i32);
+                Error::system("execute knarr-init", errno)
+            }
+            _ => Error::system(format_args!("knarr-init: {what}"), errno),
+        }
+    }
+
+    /// Waits until everything before "go" is done.
+    pub(crate) fn await_ready(&mut self, ops: &Ops) -> Result<(), Error> {
+        match self.receive()? {
+            Some(frame) if frame.kind == Frame::READY => Ok(()),
+            Some(frame) => Err(self.failed(ops, frame)),
+            None => Err(self.broken("wait until it is ready", Errno::PIPE)),
+        }
+    }
+
+    /// Lets it go on.
+    pub(crate) fn go(&self) -> Result<(), Error> {
+        self.send_all(&[1])
+    }
+
+    /// Waits until it has become the program.
+    pub(crate) fn await_exec(&mut self, ops: &Ops) -> Result<(), Error> {
+        match self.receive()? {
+            None => Ok(()),
+            Some(frame) => Err(self.failed(ops, frame)),
+        }
+    }
+
+    /// The master of the terminal, once.
+    pub(crate) fn console(&mut self) -> Option<OwnedFd> {
+        self.console.take()
+    }
+
+    /// The next frame that is not a console; none at the end.
+    fn receive(&mut self) -> Result<Option<Frame>, Error> {
+        loop {
+            let mut bytes = [0u8; Frame::SIZE];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let received = recvmsg(
+                &self.socket,
+                &mut [IoSliceMut::new(&mut bytes)],
+                &mut control,
+                RecvFlags::CMSG_CLOEXEC | RecvFlags::WAITALL,
+            );
+            let count = match received {
+                Ok(message) => message.bytes,
+                Err(Errno::INTR) => continue,
+                Err(Errno::CONNRESET) => 0,
+                Err(errno) => return Err(self.broken("wait for its answer", errno)),
+            };
+            for message in control.drain() {
+                if let RecvAncillaryMessage::ScmRights(fds) = message {
+                    self.console = fds.last().or(self.console.take());
+                }
+            }
+            if count == 0 {
+                return Ok(None);
+            }
+            let frame = Frame::from_bytes(&bytes);
+            if count < Frame::SIZE {
+                return Err(self.broken("its answer is cut", Errno::PROTO));
+            }
+            if frame.kind != Frame::CONSOLE {
+                return Ok(Some(frame));
+            }
+        }
+    }
+
+    /// An operation failed: the sentence about it.
+    fn failed(&self, ops: &Ops, frame: Frame) -> Error {
+        let _ = self.child.kill(knarr_model::Signal::KILL);
+        let _ = self.child.wait_blocking();
+        sentence(ops, frame)
+    }
+}
+
+/// Docker's words for programs, plain ones for the rest.
+fn sentence(ops: &Ops, frame: Frame) -> Error {
+    let errno = Errno::from_raw_os_error(frame.errno);
+    let Some(op) = ops.get(frame.op) else {
+        return Error::system("knarr-init: the launch", errno);
+    };
+    let words = describe(&errno.into());
+    let wished = |fd| match ops.wished(fd) {
+        Some(Wish::Bind(bind)) => format!("{:?}", bind.source.display()),
+        Some(Wish::Namespace(path)) => format!("namespace {}", path.display()),
+        Some(Wish::Root) => "the root filesystem".to_owned(),
+        _ => "the container".to_owned(),
+    };
+    match op {
+        Op::Lookup { candidates } => {
+            let name = ops.iter().find_map(|op| match op {
+                Op::Exec { argv, .. } => argv.iter().next().map(show),
+                _ => None,
+            });
+            let name = name.unwrap_or_default();
+            let by_path = name.contains('/');
+            let (failure, why) = match errno {
+                Errno::NOENT if by_path => {
+                    (Failure::NotFound, format!("stat {name}: no such file or directory"))
+                }
+                // A candidate that is a directory counts for nothing in $PATH.
+                Errno::NOENT | Errno::ISDIR if !by_path => {
+                    (Failure::NotFound, "executable file not found in $PATH".to_owned())
+                }
+                _ => (Failure::NotExecutable, words),
+            };
+            let _ = candidates;
+            Error::new(failure, format!("exec: {name:?}: {why}"))
+        }
+        Op::Exec { argv, .. } => {
+            let path = argv.iter().next().map(show).unwrap_or_default();
+            let (failure, why) = match errno {
+                Errno::NOENT => (Failure::NotFound, "no such file or directory"),
+                Errno::NOEXEC => (Failure::NotExecutable, "exec format error"),
+                Errno::TOOBIG => (Failure::NotExecutable, "argument list too long"),
+                _ => (Failure::NotExecutable, words.as_str()),
+            };
+            Error::new(failure, format!("exec {path}: {why}"))
+        }
+        Op::ExecFd { .. } => Error::system("execute knarr-wasm", errno),
+        Op::Chdir { path, .. } => {
+            let text =
+                format!("chdir to cwd ({:?}) set in config.json failed: {words}", show(path));
+            // Docker answers 126 to a working directory that cannot be used.
+            Error::new(Failure::NotExecutable, text)
+        }
+        Op::Attach { fd, target } => {
+            let hint = match errno {
+                Errno::NOTDIR | Errno::ISDIR => {
+                    ": are you trying to mount a directory onto a file (or vice-versa)?"
+                }
+                _ => "",
+            };
+            let what = format!("mount {} on {:?}", wished(fd), show(target));
+            let error = Error::system(what, errno);
+            if hint.is_empty() {
+                error
+            } else {
+                Error::new(Failure::InvalidSpec, format!("{error}{hint}"))
+            }
+        }
+        Op::Mount { target, kind, .. } => {
+            Error::system(format_args!("mount {} on {:?}", show(kind), show(target)), errno)
+        }
+        Op::Proc { target, .. } => {
+            Error::system(format_args!("mount proc on {:?}", show(target)), errno)
+        }
+        Op::EnterRoot { .. } => Error::system("enter the root filesystem", errno),
+        Op::Setns { fd, .. } => Error::system(format_args!("join {}", wished(fd)), errno),
+        Op::Sysctl { path, value } => {
+            let name = show(path).replacen("sys/", "", 1).replace('/', ".");
+            let value = String::from_utf8_lossy(value.0);
+            let text = format!("set sysctl {name}={value}: {words}");
+            Error::new(Failure::InvalidSpec, text)
+        }
+        Op::Rlimit { resource, soft, hard } => {
+            let text = format!(
+                "set resource limit {} to {soft}:{hard}: {words}",
+                LIMITS.get(resource as usize).unwrap_or(&"?")
+            );
+            Error::new(Failure::InvalidSpec, text)
+        }
+        Op::Mknod { path, .. } => {
+            Error::system(format_args!("make device {:?}", show(path)), errno)
+        }
+        Op::Mask { path } => Error::system(format_args!("mask {:?}", show(path)), errno),
+        Op::ReadOnly { path } => {
+            Error::system(format_args!("make {:?} read-only", show(path)), errno)
+        }
+        Op::Terminal { .. } => Error::system("open a terminal", errno),
+        Op::Identity { uid, gid, .. } => {
+            Error::system(format_args!("become user {uid}, group {gid}"), errno)
+        }
+        Op::Seccomp { .. } => Error::system("load the seccomp filter", errno),
+        other => {
+            let text = format!("{other:?}");
+            let name = text.split([' ', '{']).next().unwrap_or_default().to_lowercase();
+            Error::system(format_args!("prepare the container ({name})"), errno)
+        }
+    }
+}
+
+const LIMITS: [&str; 16] = [
+    "cpu",
+    "fsize",
+    "data",
+    "stack",
+    "core",
+    "rss",
+    "nproc",
+    "nofile",
+    "memlock",
+    "as",
+    "locks",
+    "sigpending",
+    "msgqueue",
+    "nice",
+    "rtprio",
+    "rttime",
+];
+
+/// The descriptor of the pid namespace to be born in.
+pub(crate) fn pid_namespace(namespaces: &Namespaces) -> Result<Option<OwnedFd>, Error> {
+    match &namespaces.pid {
+        PidNamespace::New | PidNamespace::Host => Ok(None),
+        PidNamespace::Joined(path) => wishes::open(&Wish::Namespace(path.clone())).map(Some),
+    }
+}
+
+/// Writes a process's OOM score through the host's own procfs.
+pub(crate) fn oom_score(child: &Child, score: Option<i32>) -> Result<(), Error> {
+    let Some(score) = score else { return Ok(()) };
+    let path = format!("/proc/{}/oom_score_adj", child.pid());
+    std::fs::write(Path::new(&path), score.to_string())
+        .map_err(|error| Error::system(format_args!("set oom_score_adj to {score}"), error))
+}

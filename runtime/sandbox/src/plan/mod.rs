@@ -1,0 +1,267 @@
+//! OCI specification to launch: pure functions, nothing is opened or asked.
+//!
+//! The order of a native launch, and why:
+//!
+//! 1. namespaces by path, session, propagation: nothing of ours reaches the host;
+//! 2. the root, entered at once: from here on names mean the container's files;
+//! 3. mounts in the specification's order; sysctls right after procfs, while
+//!    nothing lies on it; device nodes, links, terminal;
+//! 4. read-only and masked paths, the root read-only, the host's mounts let go;
+//! 5. working directory and executable are looked up, so that their absence is
+//!    an error of `create`; limits; **ready**, wait for go;
+//! 6. keyring, umask, bounding set, identity, capabilities, descriptors closed,
+//!    signals, filter, exec. `SYS_ADMIN` stays until the filter is loaded where
+//!    no_new_privs is not set: the kernel wants one of the two.
+
+mod capabilities;
+mod identity;
+mod mounts;
+mod namespaces;
+mod process;
+mod wasm;
+
+use std::path::{Path, PathBuf};
+
+use knarr_init::wire::Op;
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Process, Spec};
+
+pub(crate) use capabilities::mask_of;
+pub(crate) use identity::Identity;
+pub(crate) use namespaces::{Namespaces, PID, PidNamespace};
+
+use crate::{
+    Error, Failure,
+    ops::{Ops, Wish, c_string, container_path},
+    seccomp::Filter,
+};
+
+/// What a plan is made of beside the specification.
+#[derive(Debug)]
+pub(crate) struct Context<'a> {
+    /// The container's id.
+    pub(crate) id: &'a str,
+    /// Who it runs as.
+    pub(crate) identity: &'a Identity,
+    /// What it may call.
+    pub(crate) filter: Option<&'a Filter>,
+    /// Cgroup directories of v1 by name; empty is v2.
+    pub(crate) cgroups: &'a [(String, PathBuf)],
+    /// Height and width of its terminal.
+    pub(crate) terminal: Option<(u16, u16)>,
+    /// knarr-init stays as process 1.
+    pub(crate) init: bool,
+}
+
+const MS_PRIVATE: u64 = 1 << 18;
+const MS_SLAVE: u64 = 1 << 19;
+const MS_SHARED: u64 = 1 << 20;
+
+/// Docker's devices (runc `AllowedDevices`): name, major, minor.
+const DEVICES: [(&str, u32, u32); 6] = [
+    ("/dev/null", 1, 3),
+    ("/dev/zero", 1, 5),
+    ("/dev/full", 1, 7),
+    ("/dev/random", 1, 8),
+    ("/dev/urandom", 1, 9),
+    ("/dev/tty", 5, 0),
+];
+
+/// runc's links in `/dev`.
+const LINKS: [(&str, &str); 5] = [
+    ("/dev/fd", "/proc/self/fd"),
+    ("/dev/stdin", "/proc/self/fd/0"),
+    ("/dev/stdout", "/proc/self/fd/1"),
+    ("/dev/stderr", "/proc/self/fd/2"),
+    ("/dev/ptmx", "pts/ptmx"),
+];
+
+/// The launch of a container's first process.
+pub(crate) fn create(spec: &Spec, context: &Context<'_>) -> Result<Ops, Error> {
+    let process = required(spec.process().as_ref(), "process")?;
+    let namespaces = Namespaces::of(spec)?;
+    match wasm::launch_of(spec)? {
+        Some(launch) => wasm::create(spec, process, &namespaces, &launch, context),
+        None => native(spec, process, &namespaces, context),
+    }
+}
+
+/// Whether the specification is that of a Wasm program.
+pub(crate) fn is_wasm(spec: &Spec) -> bool {
+    annotation(spec, knarr_model::task::WASM_ANNOTATION).is_some()
+}
+
+/// The launch of another process in the container.
+pub(crate) fn exec(process: &Process, context: &Context<'_>, kinds: u32) -> Result<Ops, Error> {
+    let mut ops = Ops::default();
+    let fd = ops.wish(Wish::Container);
+    ops.push(Op::Setns { fd, kinds });
+    ops.push(Op::Setsid {});
+    if let Some((rows, cols)) = context.terminal {
+        let uid = context.identity.uid;
+        ops.push(Op::Terminal { rows: rows.into(), cols: cols.into(), uid, console: false });
+    }
+    process::limits(&mut ops, process)?;
+    process::place(&mut ops, process, context, false)?;
+    process::become_program(&mut ops, process, context)?;
+    Ok(ops)
+}
+
+fn required<T>(value: Option<T>, name: &str) -> Result<T, Error> {
+    value
+        .ok_or_else(|| Error::new(Failure::InvalidSpec, format!("the specification has no {name}")))
+}
+
+/// An annotation's value.
+pub(crate) fn annotation<'a>(spec: &'a Spec, name: &str) -> Option<&'a str> {
+    spec.annotations().as_ref()?.get(name).map(String::as_str)
+}
+
+fn native(
+    spec: &Spec,
+    process: &Process,
+    namespaces: &Namespaces,
+    context: &Context<'_>,
+) -> Result<Ops, Error> {
+    let linux = required(spec.linux().as_ref(), "linux section")?;
+    let read_only = spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
+    let mut ops = Ops::default();
+    enter(&mut ops, namespaces, linux.rootfs_propagation().as_deref(), Wish::Root)?;
+
+    let mounts = spec.mounts().as_deref().unwrap_or_default();
+    let sysctls = linux.sysctl().clone().unwrap_or_default();
+    mounts::all(&mut ops, mounts, sysctls, namespaces, context)?;
+    let own_dev = !mounts.iter().any(|mount| {
+        mount.destination() == Path::new("/dev") && mount.typ().as_deref() != Some("tmpfs")
+    });
+    if own_dev {
+        devices(&mut ops, linux.devices().as_deref().unwrap_or_default())?;
+    }
+    names(&mut ops, spec, namespaces)?;
+    if let Some((rows, cols)) = context.terminal {
+        let uid = context.identity.uid;
+        ops.push(Op::Terminal { rows: rows.into(), cols: cols.into(), uid, console: own_dev });
+    }
+    for path in linux.readonly_paths().iter().flatten() {
+        ops.push(Op::ReadOnly { path: &container_path(Path::new(path))? });
+    }
+    for path in linux.masked_paths().iter().flatten() {
+        ops.push(Op::Mask { path: &container_path(Path::new(path))? });
+    }
+    for mount in mounts::read_only_later(mounts) {
+        ops.push(Op::ReadOnly { path: &container_path(mount)? });
+    }
+    process::place(&mut ops, process, context, true)?;
+    if read_only {
+        ops.push(Op::ReadOnlyRoot {});
+    }
+    ops.push(Op::DetachOld {});
+    match linux.rootfs_propagation().as_deref() {
+        Some("shared" | "rshared") => ops.push(Op::Propagation { flags: MS_SHARED }),
+        Some("slave" | "rslave") => ops.push(Op::Propagation { flags: MS_SLAVE }),
+        _ => {}
+    }
+    process::limits(&mut ops, process)?;
+    ops.push(Op::Ready {});
+    process::become_program(&mut ops, process, context)?;
+    Ok(ops)
+}
+
+/// The beginning of every container.
+fn enter(
+    ops: &mut Ops,
+    namespaces: &Namespaces,
+    propagation: Option<&str>,
+    root: Wish,
+) -> Result<(), Error> {
+    for (kind, path) in &namespaces.joined {
+        let fd = ops.wish(Wish::Namespace(path.clone()));
+        ops.push(Op::Setns { fd, kinds: *kind });
+    }
+    if namespaces.unshared != 0 {
+        ops.push(Op::Unshare { kinds: namespaces.unshared });
+    }
+    ops.push(Op::Setsid {});
+    // The host's mounts are never ours to share; as slaves they may follow the
+    // host until they are let go of.
+    let flags = match propagation {
+        None | Some("private" | "rprivate" | "unbindable" | "runbindable" | "") => MS_PRIVATE,
+        Some("slave" | "rslave" | "shared" | "rshared") => MS_SLAVE,
+        Some(other) => {
+            let text = format!("rootfs propagation {other:?} is unknown");
+            return Err(Error::new(Failure::InvalidSpec, text));
+        }
+    };
+    ops.push(Op::Propagation { flags });
+    ops.push(Op::OpenNull {});
+    let fd = ops.wish(root);
+    ops.push(Op::EnterRoot { fd });
+    Ok(())
+}
+
+/// Host name, domain name, loopback.
+fn names(ops: &mut Ops, spec: &Spec, namespaces: &Namespaces) -> Result<(), Error> {
+    let too_long = |name: &str| {
+        let text = format!("host name {name:?} is longer than 64 bytes");
+        Error::new(Failure::InvalidSpec, text)
+    };
+    for (name, is_domain) in [(spec.hostname(), false), (spec.domainname(), true)] {
+        let Some(name) = name.as_deref().filter(|name| !name.is_empty()) else { continue };
+        if name.len() > 64 || name.contains('\0') {
+            return Err(too_long(name));
+        }
+        if !namespaces.has(self::namespaces::UTS) {
+            let text = "a host name needs a uts namespace of the container's own";
+            return Err(Error::new(Failure::InvalidSpec, text));
+        }
+        let name = knarr_init::wire::Bytes(name.as_bytes());
+        ops.push(if is_domain { Op::Domainname { name } } else { Op::Hostname { name } });
+    }
+    if namespaces.created & u64::from(self::namespaces::NET) != 0 {
+        ops.push(Op::Loopback {});
+    }
+    Ok(())
+}
+
+/// Device nodes and the links of `/dev`.
+fn devices(ops: &mut Ops, asked: &[LinuxDevice]) -> Result<(), Error> {
+    let number = |major: u32, minor: u32| {
+        let (major, minor) = (u64::from(major), u64::from(minor));
+        minor & 0xff | (major & 0xfff) << 8 | (minor & !0xff) << 12 | (major & !0xfff) << 32
+    };
+    for (path, major, minor) in DEVICES {
+        if asked.iter().any(|device| device.path() == Path::new(path)) {
+            continue;
+        }
+        let path = c_string("device", path)?;
+        let mode = 0o020_666;
+        ops.push(Op::Mknod { path: &path, mode, device: number(major, minor), uid: 0, gid: 0 });
+    }
+    for device in asked {
+        let kind = match device.typ() {
+            LinuxDeviceType::B => 0o060_000,
+            LinuxDeviceType::C | LinuxDeviceType::U => 0o020_000,
+            LinuxDeviceType::P => 0o010_000,
+            LinuxDeviceType::A => {
+                let text = format!("device {} has no type", device.path().display());
+                return Err(Error::new(Failure::InvalidSpec, text));
+            }
+        };
+        let (Ok(major), Ok(minor)) = (u32::try_from(device.major()), u32::try_from(device.minor()))
+        else {
+            let text = format!("device {} has no valid number", device.path().display());
+            return Err(Error::new(Failure::InvalidSpec, text));
+        };
+        ops.push(Op::Mknod {
+            path: &container_path(device.path())?,
+            mode: kind | device.file_mode().unwrap_or(0o666) & 0o7777,
+            device: if kind == 0o010_000 { 0 } else { number(major, minor) },
+            uid: device.uid().unwrap_or(0),
+            gid: device.gid().unwrap_or(0),
+        });
+    }
+    for (path, target) in LINKS {
+        let (path, target) = (c_string("link", path)?, c_string("link", target)?);
+        ops.push(Op::Symlink { path: &path, target: &target });
+    }
+    Ok(())
+}

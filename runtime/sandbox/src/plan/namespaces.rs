@@ -1,0 +1,99 @@
+//! Which namespaces are new, which are joined, which stay the host's.
+
+use std::path::PathBuf;
+
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+
+use super::{is_wasm, required};
+use crate::{Error, Failure};
+
+pub(crate) const MNT: u32 = 0x0002_0000;
+pub(crate) const CGROUP: u32 = 0x0200_0000;
+pub(crate) const UTS: u32 = 0x0400_0000;
+pub(crate) const IPC: u32 = 0x0800_0000;
+pub(crate) const PID: u32 = 0x2000_0000;
+pub(crate) const NET: u32 = 0x4000_0000;
+pub(crate) const TIME: u32 = 0x0000_0080;
+
+/// Where the first process is born.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum PidNamespace {
+    /// In one of its own, as process 1.
+    New,
+    /// In that of others.
+    Joined(PathBuf),
+    /// In ours.
+    Host,
+}
+
+/// What becomes of each kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Namespaces {
+    /// CLONE_NEW* bits for clone3.
+    pub(crate) created: u64,
+    /// Bits for unshare, after the process is in its cgroup.
+    pub(crate) unshared: u32,
+    /// To be joined, in order.
+    pub(crate) joined: Vec<(u32, PathBuf)>,
+    /// The pid namespace.
+    pub(crate) pid: PidNamespace,
+}
+
+impl Namespaces {
+    pub(crate) fn of(spec: &Spec) -> Result<Self, Error> {
+        let linux = required(spec.linux().as_ref(), "linux section")?;
+        let mut new = Self { created: 0, unshared: 0, joined: Vec::new(), pid: PidNamespace::Host };
+        let mut seen = 0;
+        for namespace in linux.namespaces().iter().flatten() {
+            let path = namespace.path().clone().filter(|path| !path.as_os_str().is_empty());
+            let kind = match namespace.typ() {
+                LinuxNamespaceType::Mount => MNT,
+                LinuxNamespaceType::Cgroup => CGROUP,
+                LinuxNamespaceType::Uts => UTS,
+                LinuxNamespaceType::Ipc => IPC,
+                LinuxNamespaceType::Pid => PID,
+                LinuxNamespaceType::Network => NET,
+                LinuxNamespaceType::Time => TIME,
+                LinuxNamespaceType::User => {
+                    let text = "user namespaces are not supported yet";
+                    return Err(Error::new(Failure::NotSupported, text));
+                }
+            };
+            if seen & kind != 0 {
+                let text = format!("namespace {} is named twice", namespace.typ());
+                return Err(Error::new(Failure::InvalidSpec, text));
+            }
+            seen |= kind;
+            match (kind, path) {
+                (PID, None) => {
+                    new.created |= u64::from(PID);
+                    new.pid = PidNamespace::New;
+                }
+                (PID, Some(path)) => new.pid = PidNamespace::Joined(path),
+                (MNT, Some(_)) => {
+                    let text = "a mount namespace of others cannot be joined";
+                    return Err(Error::new(Failure::NotSupported, text));
+                }
+                // Its root is the cgroup that the process is in when it is made.
+                (CGROUP, None) => new.unshared |= CGROUP,
+                (kind, None) => new.created |= u64::from(kind),
+                (kind, Some(path)) => new.joined.push((kind, path)),
+            }
+        }
+        if seen & MNT == 0 {
+            let text = "a container needs a mount namespace of its own";
+            return Err(Error::new(Failure::InvalidSpec, text));
+        }
+        if is_wasm(spec) && seen & PID == 0 {
+            let text = "a wasm container needs a pid namespace of its own";
+            return Err(Error::new(Failure::InvalidSpec, text));
+        }
+        Ok(new)
+    }
+
+    /// Whether the container has one of this kind that is not the host's.
+    pub(crate) fn has(&self, kind: u32) -> bool {
+        (self.created as u32 | self.unshared) & kind != 0
+            || self.joined.iter().any(|(joined, _)| *joined == kind)
+    }
+}

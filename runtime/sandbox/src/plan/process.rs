@@ -1,0 +1,183 @@
+//! The way from a prepared container to the program.
+
+use knarr_init::wire::{Bytes, Op};
+use oci_spec::runtime::{PosixRlimitType, Process};
+
+use super::{Context, capabilities};
+use crate::{
+    Error, Failure,
+    ops::{Ops, Strings, c_string, container_path},
+};
+
+/// First descriptor after the standard streams.
+const FIRST: u32 = 3;
+
+/// Where an image does not say, what Docker does (moby `DefaultPathEnv`).
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Working directory and executable.
+pub(super) fn place(
+    ops: &mut Ops,
+    process: &Process,
+    context: &Context<'_>,
+    create: bool,
+) -> Result<(), Error> {
+    let cwd = process.cwd();
+    let cwd = if cwd.as_os_str().is_empty() { std::path::Path::new("/") } else { cwd };
+    ops.push(Op::Chdir { path: &container_path(cwd)?, create });
+    let argv = arguments(process)?;
+    let environment = environment(process, context)?;
+    let candidates = Strings::new("PATH", candidates(&argv[0], &environment))?;
+    ops.push(Op::Lookup { candidates: candidates.list() });
+    Ok(())
+}
+
+/// Where the executable may be, as `execvp` looks.
+fn candidates(name: &str, environment: &[String]) -> Vec<String> {
+    if name.contains('/') {
+        return vec![name.to_owned()];
+    }
+    let path = environment.iter().rev().find_map(|entry| entry.strip_prefix("PATH="));
+    path.unwrap_or(DEFAULT_PATH)
+        .split(':')
+        .map(|dir| match dir {
+            "" => format!("./{name}"),
+            dir => format!("{}/{name}", dir.trim_end_matches('/')),
+        })
+        .collect()
+}
+
+fn arguments(process: &Process) -> Result<&[String], Error> {
+    match process.args().as_deref() {
+        Some(args @ [first, ..]) if !first.is_empty() => Ok(args),
+        // Docker's words.
+        _ => Err(Error::new(Failure::InvalidSpec, "no command specified")),
+    }
+}
+
+/// The environment with `HOME`, where it has none.
+fn environment(process: &Process, context: &Context<'_>) -> Result<Vec<String>, Error> {
+    let mut all = process.env().clone().unwrap_or_default();
+    if let Some(bad) = all.iter().find(|entry| entry.find('=').is_none_or(|at| at == 0)) {
+        let text = format!("environment entry {bad:?} is not NAME=value");
+        return Err(Error::new(Failure::InvalidSpec, text));
+    }
+    if !all.iter().any(|entry| entry.starts_with("HOME=")) {
+        let home = context.identity.home.as_deref();
+        let home = home.unwrap_or(if context.identity.uid == 0 { "/root" } else { "/" });
+        all.push(format!("HOME={home}"));
+    }
+    Ok(all)
+}
+
+/// Resource limits.
+pub(super) fn limits(ops: &mut Ops, process: &Process) -> Result<(), Error> {
+    for limit in process.rlimits().iter().flatten() {
+        let resource = match limit.typ() {
+            PosixRlimitType::RlimitCpu => 0,
+            PosixRlimitType::RlimitFsize => 1,
+            PosixRlimitType::RlimitData => 2,
+            PosixRlimitType::RlimitStack => 3,
+            PosixRlimitType::RlimitCore => 4,
+            PosixRlimitType::RlimitRss => 5,
+            PosixRlimitType::RlimitNproc => 6,
+            PosixRlimitType::RlimitNofile => 7,
+            PosixRlimitType::RlimitMemlock => 8,
+            PosixRlimitType::RlimitAs => 9,
+            PosixRlimitType::RlimitLocks => 10,
+            PosixRlimitType::RlimitSigpending => 11,
+            PosixRlimitType::RlimitMsgqueue => 12,
+            PosixRlimitType::RlimitNice => 13,
+            PosixRlimitType::RlimitRtprio => 14,
+            PosixRlimitType::RlimitRttime => 15,
+        };
+        ops.push(Op::Rlimit { resource, soft: limit.soft(), hard: limit.hard() });
+    }
+    Ok(())
+}
+
+/// Everything after "go" for a program found by name.
+pub(super) fn become_program(
+    ops: &mut Ops,
+    process: &Process,
+    context: &Context<'_>,
+) -> Result<(), Error> {
+    if process.scheduler().is_some() || process.io_priority().is_some() {
+        let text = "scheduler and I/O priority are not supported yet";
+        return Err(Error::new(Failure::NotSupported, text));
+    }
+    if process.apparmor_profile().as_deref().is_some_and(|profile| !profile.is_empty())
+        || process.selinux_label().as_deref().is_some_and(|label| !label.is_empty())
+    {
+        let text = "AppArmor profiles and SELinux labels are not supported yet";
+        return Err(Error::new(Failure::NotSupported, text));
+    }
+    let argv = Strings::new("an argument", arguments(process)?)?;
+    let env = Strings::new("the environment", environment(process, context)?)?;
+    drop_privileges(ops, process, context, 0)?;
+    if context.init {
+        ops.push(Op::Fork {});
+    }
+    ops.push(Op::Exec { argv: argv.list(), env: env.list() });
+    Ok(())
+}
+
+/// Gives up everything that the program is not to have; `keep` descriptors stay.
+pub(super) fn drop_privileges(
+    ops: &mut Ops,
+    process: &Process,
+    context: &Context<'_>,
+    keep: u32,
+) -> Result<(), Error> {
+    let Context { identity, .. } = context;
+    ops.push(Op::Keyring {
+        name: &c_string("the container's id", format!("_ses.{}", context.id))?,
+    });
+    ops.push(Op::Umask { mask: process.user().umask().unwrap_or(0o022) });
+    let sets = capabilities::Sets::of(process.capabilities().as_ref());
+    ops.push(Op::Bounding { keep: sets.bounding });
+    let groups: Vec<u8> = identity.groups.iter().flat_map(|group| group.to_ne_bytes()).collect();
+    ops.push(Op::Identity { uid: identity.uid, gid: identity.gid, groups: Bytes(&groups) });
+    if keep > 0 {
+        ops.push(Op::Keep { count: keep });
+    }
+    ops.push(Op::CloseFrom { first: FIRST + keep });
+    ops.push(Op::Signals {});
+
+    let confined = process.no_new_privileges() == Some(true);
+    let capabilities = |extra: u64| Op::Capabilities {
+        effective: sets.effective | extra,
+        permitted: sets.permitted | extra,
+        inheritable: sets.ambient,
+    };
+    let filter = context
+        .filter
+        .map(|filter| Op::Seccomp { flags: filter.flags(), filter: Bytes(filter.bytes()) });
+    if confined {
+        ops.push(Op::NoNewPrivs {});
+    }
+    match filter {
+        Some(filter) if !confined && sets.permitted & capabilities::SYS_ADMIN == 0 => {
+            ops.push(capabilities(capabilities::SYS_ADMIN));
+            ops.push(filter);
+            ops.push(capabilities(0));
+            raise(ops, sets.ambient);
+        }
+        Some(filter) => {
+            ops.push(capabilities(0));
+            raise(ops, sets.ambient);
+            ops.push(filter);
+        }
+        None => {
+            ops.push(capabilities(0));
+            raise(ops, sets.ambient);
+        }
+    }
+    Ok(())
+}
+
+fn raise(ops: &mut Ops, ambient: u64) {
+    if ambient != 0 {
+        ops.push(Op::Ambient { set: ambient });
+    }
+}

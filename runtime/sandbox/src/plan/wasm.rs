@@ -1,0 +1,140 @@
+//! The Wasm jail (RELIABILITY C.4): the same corridor, a barer room.
+//!
+//! ```text
+//! /                 empty, read-only
+//! /etc/{hosts,hostname,resolv.conf}   read-only, where the specification binds them
+//! /rootfs           the image, read-only unless granted
+//! /rootfs/<target>  volumes and tmpfs of the specification
+//! ```
+//!
+//! No `/proc`, no `/dev`, no capabilities, no_new_privs, an allow-list of system
+//! calls. The program is `knarr-wasm` by descriptor; 3 is its launch, 4 its code.
+
+use std::path::{Path, PathBuf};
+
+use knarr_init::wire::Op;
+use knarr_model::{
+    WasmAbi,
+    task::{WASM_ANNOTATION, WasmLaunch},
+};
+use oci_spec::runtime::{Process, Spec};
+use serde::Serialize;
+
+use super::{Context, Namespaces, annotation, enter, mounts, names, process as steps};
+use crate::{
+    Error, Failure,
+    ops::{Bind, Ops, Strings, Wish, container_path},
+};
+
+/// What `knarr-wasm` reads from descriptor 3.
+#[derive(Serialize)]
+struct Message<'a> {
+    launch: &'a WasmLaunch,
+    args: &'a [String],
+    env: &'a [String],
+    cwd: &'a Path,
+    terminal: bool,
+}
+
+/// Files of `/etc` that the jail has.
+const ETC: [&str; 3] = ["/etc/resolv.conf", "/etc/hosts", "/etc/hostname"];
+
+/// The launch in the annotation, where there is one.
+pub(super) fn launch_of(spec: &Spec) -> Result<Option<WasmLaunch>, Error> {
+    let Some(text) = annotation(spec, WASM_ANNOTATION) else { return Ok(None) };
+    serde_json::from_str(text).map(Some).map_err(|error| {
+        let text = format!("annotation {WASM_ANNOTATION} is not a launch: {error}");
+        Error::new(Failure::InvalidSpec, text)
+    })
+}
+
+pub(super) fn create(
+    spec: &Spec,
+    process: &Process,
+    namespaces: &Namespaces,
+    launch: &WasmLaunch,
+    context: &Context<'_>,
+) -> Result<Ops, Error> {
+    if context.terminal.is_some() {
+        let text = "a wasm container has no terminal of its own";
+        return Err(Error::new(Failure::NotSupported, text));
+    }
+    let mut ops = Ops::default();
+    let message = serde_json::to_vec(&Message {
+        launch,
+        args: process.args().as_deref().unwrap_or_default(),
+        env: process.env().as_deref().unwrap_or_default(),
+        cwd: process.cwd(),
+        terminal: false,
+    });
+    let message = message.map_err(|error| Error::system("encode the wasm launch", error))?;
+    // The first two descriptors, so that they are 3 and 4.
+    ops.wish(Wish::Data(message));
+    ops.wish(Wish::File(launch.code.clone()));
+    let program = ops.wish(Wish::File(launch.host.clone()));
+
+    enter(&mut ops, namespaces, None, Wish::Empty { mode: 0o755 })?;
+    let fd = ops.wish(Wish::Root);
+    ops.push(Op::Attach { fd, target: c"/rootfs" });
+    let granted =
+        launch.preopens.iter().any(|preopen| preopen.path == Path::new("/") && !preopen.read_only);
+    if !granted {
+        ops.push(Op::ReadOnly { path: c"/rootfs" });
+    }
+    mounts(&mut ops, spec)?;
+    names(&mut ops, spec, namespaces)?;
+    ops.push(Op::ReadOnlyRoot {});
+    ops.push(Op::DetachOld {});
+    ops.push(Op::Chdir { path: c"/", create: false });
+    steps::limits(&mut ops, process)?;
+    ops.push(Op::Ready {});
+
+    let mut bare = process.clone();
+    bare.set_capabilities(None).set_no_new_privileges(Some(true));
+    steps::drop_privileges(&mut ops, &bare, context, 2)?;
+    let verb = match launch.abi {
+        WasmAbi::HttpProxy => "serve",
+        WasmAbi::Preview1Command | WasmAbi::ComponentCommand => "run",
+    };
+    let argv = Strings::new("an argument", ["knarr-wasm", verb])?;
+    let env = Strings::default();
+    ops.push(Op::ExecFd { fd: program, argv: argv.list(), env: env.list() });
+    Ok(ops)
+}
+
+/// Binds and tmpfs of the specification beneath `/rootfs`; what a native
+/// container needs for itself (`/proc`, `/dev`, `/sys`) is left out.
+fn mounts(ops: &mut Ops, spec: &Spec) -> Result<(), Error> {
+    for mount in spec.mounts().iter().flatten() {
+        let destination = mount.destination();
+        let system = ["/proc", "/dev", "/sys"].iter().any(|dir| destination.starts_with(dir));
+        if system {
+            continue;
+        }
+        let mut inside = mount.clone();
+        inside.set_destination(rooted(destination)?);
+        mounts::one(ops, &inside)?;
+        // The host program looks names up with these, at their usual place.
+        if ETC.iter().any(|file| destination == Path::new(file))
+            && let Some(source) = mount.source()
+        {
+            let bind = Bind {
+                source: source.clone(),
+                recursive: false,
+                attributes: (knarr_sys::MountAttr::RDONLY, 0),
+                deep_attributes: (0, 0),
+                propagation: (super::MS_PRIVATE, true),
+            };
+            mounts::attach(ops, bind, destination)?;
+        }
+    }
+    Ok(())
+}
+
+fn rooted(path: &Path) -> Result<PathBuf, Error> {
+    let clean = container_path(path)?;
+    let text = clean.to_str().map_err(|_| {
+        Error::new(Failure::InvalidSpec, format!("path {:?} is not UTF-8", path.display()))
+    })?;
+    Ok(PathBuf::from(format!("/rootfs{text}")))
+}

@@ -1,0 +1,161 @@
+//! What a container's processes may ask of the kernel.
+//!
+//! ```text
+//!  Docker's JSON ─┐                    ┌─ intervals of numbers ─ balanced tree ─┐
+//!  OCI seccomp   ─┼▶ Policy (by name) ─┤  for each ABI                          ├▶ Filter
+//!  wasm.json     ─┘                    └─ blocks of argument comparisons ───────┘
+//! ```
+//!
+//! Compiled filters are kept by what they were made of, so a shim compiles each
+//! once. The kernel evaluates a new filter for every system call's number when
+//! it is loaded: a tree makes that, and each call, four times quicker than a list.
+
+mod compile;
+mod policy;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, LazyLock, Mutex, PoisonError},
+};
+
+use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompFilterFlag, Process, Spec};
+
+use crate::{
+    Error, Failure, SECCOMP_ANNOTATION,
+    plan::{annotation, is_wasm, mask_of},
+};
+use policy::{Policy, Profile};
+
+/// Docker's profile: github.com/moby/profiles `seccomp/default.json` (Apache-2.0).
+const DOCKER: &str = include_str!("../../data/docker.json");
+/// What the Wasm host needs, and nothing else.
+const WASM: &str = include_str!("../../data/wasm.json");
+
+/// A compiled filter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Filter {
+    flags: u32,
+    bytes: Vec<u8>,
+}
+
+impl Filter {
+    /// SECCOMP_FILTER_FLAG_* bits.
+    pub(crate) fn flags(&self) -> u32 {
+        self.flags
+    }
+
+    /// Instructions, eight bytes each.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// What the specification wants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Choice {
+    /// Everything is allowed.
+    Unconfined,
+    /// Docker's profile, for the capabilities that the process has.
+    Docker,
+    /// A profile of the caller's.
+    Given(Box<LinuxSeccomp>),
+    /// The jail of a Wasm host.
+    Wasm,
+}
+
+/// What a compiled filter was made of.
+#[derive(PartialEq, Eq, Hash)]
+enum Key {
+    Docker { capabilities: u64 },
+    Wasm,
+    Given(String),
+}
+
+static COMPILED: LazyLock<Mutex<HashMap<Key, Arc<Filter>>>> = LazyLock::new(Default::default);
+/// More profiles than any pod has; a hostile caller cannot grow us.
+const MAX_COMPILED: usize = 64;
+
+impl Choice {
+    pub(crate) fn of(spec: &Spec) -> Result<Self, Error> {
+        if is_wasm(spec) {
+            return Ok(Self::Wasm);
+        }
+        match annotation(spec, SECCOMP_ANNOTATION) {
+            Some("default") => return Ok(Self::Docker),
+            Some("unconfined") => return Ok(Self::Unconfined),
+            Some(other) => {
+                let text = format!("annotation {SECCOMP_ANNOTATION}: {other:?} is unknown");
+                return Err(Error::new(Failure::InvalidSpec, text));
+            }
+            None => {}
+        }
+        let given = spec.linux().as_ref().and_then(|linux| linux.seccomp().clone());
+        Ok(given.map_or(Self::Unconfined, |given| Self::Given(Box::new(given))))
+    }
+
+    /// The filter of a process.
+    pub(crate) fn filter(&self, process: &Process) -> Result<Option<Arc<Filter>>, Error> {
+        let key = match self {
+            Self::Unconfined => return Ok(None),
+            Self::Wasm => Key::Wasm,
+            Self::Docker => {
+                let bounding =
+                    process.capabilities().as_ref().and_then(|all| all.bounding().as_ref());
+                Key::Docker { capabilities: bounding.map_or(0, mask_of) }
+            }
+            Self::Given(given) => Key::Given(
+                serde_json::to_string(given)
+                    .map_err(|error| Error::system("encode the seccomp profile", error))?,
+            ),
+        };
+        let compiled = || COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(filter) = compiled().get(&key) {
+            return Ok(Some(filter.clone()));
+        }
+        let (policy, flags) = match (self, &key) {
+            (Self::Given(given), _) => (Policy::from_oci(given)?, flags(given)),
+            (_, Key::Docker { capabilities }) => {
+                (Profile::parse(DOCKER)?.resolve(*capabilities, kernel()), 0)
+            }
+            _ => (Profile::parse(WASM)?.resolve(0, kernel()), 0),
+        };
+        let filter = Arc::new(Filter { flags, bytes: compile::compile(&policy)? });
+        let mut all = compiled();
+        if all.len() >= MAX_COMPILED {
+            all.clear();
+        }
+        all.insert(key, filter.clone());
+        Ok(Some(filter))
+    }
+
+    /// The filter of a later process: the container's own, unless the process's
+    /// capabilities make a difference.
+    pub(crate) fn filter_again(
+        &self,
+        process: &Process,
+        own: Option<&Arc<Filter>>,
+    ) -> Result<Option<Arc<Filter>>, Error> {
+        match self {
+            Self::Docker => self.filter(process),
+            _ => Ok(own.cloned()),
+        }
+    }
+}
+
+fn flags(given: &LinuxSeccomp) -> u32 {
+    given.flags().iter().flatten().fold(0, |bits, flag| {
+        bits | match flag {
+            LinuxSeccompFilterFlag::SeccompFilterFlagLog => 2,
+            LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => 4,
+            // One thread only; and no listener is waited for.
+            LinuxSeccompFilterFlag::SeccompFilterFlagTsync
+            | LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => 0,
+        }
+    })
+}
+
+/// The kernel's version, for rules that ask for one.
+fn kernel() -> (u32, u32) {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    policy::version(&release).unwrap_or((0, 0))
+}
