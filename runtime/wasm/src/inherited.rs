@@ -64,6 +64,11 @@ fn adopt(number: i32, what: &str) -> Result<File> {
 pub(crate) struct Code(File);
 
 impl Code {
+    /// The same file once more.
+    pub(crate) fn again(&self) -> Result<Self> {
+        Ok(Self(self.0.try_clone().context("cannot duplicate the code's descriptor")?))
+    }
+
     /// Maps a core module.
     pub(crate) fn module(self, engine: &Engine) -> Result<Module> {
         // JUSTIFICATION: running compiled code is what this program is for.
