@@ -33,6 +33,12 @@ pub enum Error {
     /// One of the three that are always there, created again.
     #[error("operation is not permitted on predefined {0} network ")]
     PredefinedCreate(String),
+    /// There is one `host` and one `none`, and both are there.
+    #[error("only one instance of \"{0}\" network is allowed")]
+    Singleton(String),
+    /// A driver that there is not.
+    #[error("could not find plugin {0} in v1 plugin registry: plugin not found")]
+    Driver(String),
     /// Containers are attached.
     #[error("error while removing network: network {name} id {id} has active endpoints")]
     ActiveEndpoints {
@@ -105,12 +111,13 @@ impl Error {
 impl Kinded for Error {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::NotFound(_) | Self::NotConnected { .. } => ErrorKind::NotFound,
+            Self::NotFound(_) | Self::Driver(_) | Self::NotConnected { .. } => ErrorKind::NotFound,
             Self::NameTaken(_) | Self::Conflict(_) => ErrorKind::Conflict,
             // Docker answers 403 to all of these (moby libnetwork/error.go, types.ForbiddenError).
             Self::AlreadyConnected { .. }
             | Self::Predefined(_)
             | Self::PredefinedCreate(_)
+            | Self::Singleton(_)
             | Self::ActiveEndpoints { .. }
             | Self::Overlap
             | Self::AddressInUse => ErrorKind::Forbidden,

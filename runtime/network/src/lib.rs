@@ -28,16 +28,43 @@
 
 #![forbid(unsafe_code)]
 
+mod attach;
+mod bridge;
+mod dns;
 mod error;
+mod files;
+mod filter;
+mod link;
+mod manage;
+mod names;
+mod netlink;
+mod netns;
 mod options;
+mod pools;
+mod ports;
+mod proxy;
+mod publish;
+mod recover;
+mod tasks;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 mod types;
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, BuildHasherDefault, DefaultHasher},
+    net::IpAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
-use knarr_model::{ContainerId, Name, NetworkId, PortBinding};
+use knarr_model::ContainerId;
 use knarr_state::Db;
 
 pub use error::Error;
+pub use filter::describe;
 pub use options::{Options, Pool};
 pub use types::{Attach, Endpoint, HostsFile, Network, NetworkSpec, PublishedPort, ResolvConf};
 
@@ -47,134 +74,40 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// The networks of one engine. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Networks {
-    _db: Arc<Db>,
+    inner: Arc<Inner>,
 }
 
-#[allow(unused_variables, reason = "being filled in")]
+#[derive(Debug)]
+struct Inner {
+    db: Arc<Db>,
+    options: Options,
+    filter: Mutex<filter::Filter>,
+    names: Arc<names::Names>,
+    running: Mutex<HashMap<ContainerId, Running>>,
+    /// Held while networks or addresses are chosen and rows written.
+    changes: Mutex<()>,
+    /// Held, one of them, while a container's endpoints change.
+    turns: [Mutex<()>; 32],
+    /// Last: tasks end before their thread does.
+    server: tasks::Server,
+}
+
+/// What is open for a running container.
+#[derive(Debug, Default)]
+struct Running {
+    netns: PathBuf,
+    /// The name server inside its namespace.
+    dns: Option<tasks::Tasks>,
+    /// What holds its published ports.
+    ports: Option<tasks::Tasks>,
+}
+
 impl Networks {
-    /// Makes bridges and packet filter match the rows and starts to watch over them.
-    ///
-    /// The default networks `bridge`, `host` and `none` are created where they
-    /// are missing. Call [`Networks::reconcile`] next, before any attach.
-    ///
-    /// # Errors
-    /// When the kernel refuses (no CAP_NET_ADMIN, no nf_tables), or no pool is free.
-    pub fn open(db: Arc<Db>, options: Options) -> Result<Self> {
-        Err(Error::NotSupported("networks".into()))
-    }
-
-    /// Removes what belongs to containers that are not in `live`; for those that
-    /// are (with the pid of their first process), answers names and published
-    /// ports again.
-    pub fn reconcile(&self, live: &[(ContainerId, u32)]) -> Vec<Error> {
-        Vec::new()
-    }
-
-    /// Creates a network.
-    ///
-    /// # Errors
-    /// `Conflict` for a name that exists; `Forbidden` for addresses that overlap.
-    pub fn create(&self, spec: &NetworkSpec) -> Result<Network> {
-        Err(Error::NotSupported("networks".into()))
-    }
-
-    /// Removes a network and answers its id.
-    ///
-    /// # Errors
-    /// `NotFound`; `Forbidden` for the default ones and while containers are attached.
-    pub fn remove(&self, name_or_id: &str) -> Result<NetworkId> {
-        Err(Error::NotSupported("networks".into()))
-    }
-
-    /// All networks by name, with their endpoints.
-    ///
-    /// # Errors
-    /// Of the database.
-    pub fn list(&self) -> Result<Vec<Network>> {
-        Ok(Vec::new())
-    }
-
-    /// One network by name, id or the beginning of one.
-    ///
-    /// # Errors
-    /// `NotFound`.
-    pub fn inspect(&self, name_or_id: &str) -> Result<Network> {
-        Err(Error::NotFound(name_or_id.into()))
-    }
-
-    /// Puts a container into a network: its namespace gets an interface, an
-    /// address, routes, and on user-defined networks a name server.
-    ///
-    /// For `none` (and `host`) only the row is written, and loopback comes up in `none`.
-    ///
-    /// # Errors
-    /// `NotFound`, `Conflict` (address in use, already attached), `InvalidArgument`.
-    pub fn attach(&self, attach: &Attach<'_>) -> Result<Endpoint> {
-        Err(Error::NotFound(attach.network.into()))
-    }
-
-    /// Takes a running container out of one network.
-    ///
-    /// # Errors
-    /// `NotFound` when it is not attached there.
-    pub fn disconnect(&self, container: &ContainerId, network: &str) -> Result<()> {
-        Ok(())
-    }
-
-    /// Forwards host ports to a container that is attached already, all or none.
-    ///
-    /// `name` is the container's, for messages. Answers one entry a family:
-    /// `0.0.0.0` and `::` for a binding without an address, as Docker shows it.
-    ///
-    /// # Errors
-    /// `Conflict`, with Docker's wording, when a port is taken.
-    pub fn publish(
-        &self,
-        container: &ContainerId,
-        name: &str,
-        bindings: &[PortBinding],
-    ) -> Result<Vec<PublishedPort>> {
-        Ok(Vec::new())
-    }
-
-    /// Everything of a container goes: ports, names, endpoints, addresses.
-    ///
-    /// Its interfaces die with its namespace; nothing waits for that. Goes on
-    /// after an error; success when there is nothing to do.
-    ///
-    /// # Errors
-    /// The first failure, after everything was tried.
-    pub fn detach(&self, container: &ContainerId) -> Result<()> {
-        Ok(())
-    }
-
-    /// The endpoints of a container, in the order of their interfaces.
-    ///
-    /// # Errors
-    /// Of the database.
-    pub fn endpoints(&self, container: &ContainerId) -> Result<Vec<Endpoint>> {
-        Ok(Vec::new())
-    }
-
-    /// The published ports of a container.
-    ///
-    /// # Errors
-    /// Of the database.
-    pub fn ports(&self, container: &ContainerId) -> Result<Vec<PublishedPort>> {
-        Ok(Vec::new())
-    }
-
-    /// A container has another name now: its networks answer to it.
-    ///
-    /// # Errors
-    /// Of the database.
-    pub fn rename(&self, container: &ContainerId, name: &Name) -> Result<()> {
-        Ok(())
-    }
-
     /// The text of `/etc/resolv.conf` for a container.
     pub fn resolv_conf(&self, file: &ResolvConf<'_>) -> String {
-        String::new()
+        let options = &self.inner.options;
+        let host = std::fs::read_to_string(&options.resolv_conf).unwrap_or_default();
+        files::resolv_conf(file, &options.dns, &host)
     }
 
     /// The text of `/etc/hosts` for a container.
@@ -182,20 +115,33 @@ impl Networks {
     /// # Errors
     /// `InvalidArgument` for an extra host whose address is none.
     pub fn hosts(&self, file: &HostsFile<'_>) -> Result<String> {
-        Ok(String::new())
+        files::hosts(file, self.host_gateway())
     }
 
     /// What `host-gateway` means: the default bridge's address unless configured.
     pub fn host_gateway(&self) -> Option<IpAddr> {
-        None
+        let default = || self.inner.db.network("bridge").ok().flatten()?.gateway.map(IpAddr::V4);
+        self.inner.options.host_gateway.or_else(default)
     }
 }
 
-mod filter;
-mod link;
-mod netlink;
-mod netns;
-#[cfg(test)]
-mod testing;
+impl Inner {
+    /// One at a time for each container.
+    fn turn(&self, container: &ContainerId) -> MutexGuard<'_, ()> {
+        let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(container);
+        lock(&self.turns[hash as usize % self.turns.len()])
+    }
+}
 
-pub use filter::describe;
+/// A panic while it was held left nothing half-done that a reload would not mend.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// 32 bytes that nobody guesses, for ids.
+fn random() -> Result<[u8; 32]> {
+    let mut bytes = [0; 32];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .map_err(|errno| Error::Kernel { what: "getrandom".into(), source: errno.into() })?;
+    Ok(bytes)
+}

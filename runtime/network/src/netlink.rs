@@ -14,8 +14,8 @@ use std::{
 
 use nix::sys::{
     socket::{
-        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
-        setsockopt, socket, sockopt,
+        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, getsockname,
+        recv, send, setsockopt, socket, sockopt,
     },
     time::{TimeVal, TimeValLike},
 };
@@ -167,8 +167,15 @@ impl Socket {
         Ok(bind(self.fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?)
     }
 
+    /// The kernel's number for this socket.
+    pub(crate) fn port(&self) -> io::Result<u32> {
+        Ok(getsockname::<NetlinkAddr>(self.fd.as_raw_fd())?.pid())
+    }
+
     /// Sends all messages and waits for the answers they asked for.
     pub(crate) fn send(&self, packet: &Packet) -> io::Result<()> {
+        // What is left of an answer given up on is not about this packet.
+        while self.try_receive()?.is_some() {}
         send(self.fd.as_raw_fd(), &packet.bytes, MsgFlags::empty())?;
         let mut waiting = packet.acks.len();
         let mut first = None;
@@ -265,6 +272,8 @@ impl AsRawFd for Socket {
 pub(crate) struct Message<'a> {
     pub(crate) kind: u16,
     pub(crate) sequence: u32,
+    /// The socket that asked; of a notification, whose change it was.
+    pub(crate) port: u32,
     /// Behind the netlink header.
     pub(crate) payload: &'a [u8],
 }
@@ -282,6 +291,7 @@ impl<'a> Iterator for Messages<'a> {
         let message = Message {
             kind: u16::from_ne_bytes([header[4], header[5]]),
             sequence: u32::from_ne_bytes([header[8], header[9], header[10], header[11]]),
+            port: u32::from_ne_bytes([header[12], header[13], header[14], header[15]]),
             payload: self.0.get(HEADER..length)?,
         };
         self.0 = self.0.get(length.next_multiple_of(4)..).unwrap_or_default();

@@ -28,7 +28,7 @@ CREATE TABLE endpoints (
     network   TEXT NOT NULL REFERENCES networks(id),
     container TEXT NOT NULL,
     ipv4      INTEGER,                      -- NULL on host and none
-    ifindex   INTEGER NOT NULL,             -- N of ethN and of the veth's name
+    ifindex   INTEGER NOT NULL,             -- N of ethN
     data      TEXT NOT NULL,                -- JSON, EndpointRow
     PRIMARY KEY (network, container),
     UNIQUE (network, ipv4),
@@ -101,10 +101,13 @@ pub struct EndpointRow {
     pub mac: String,
     /// The user asked for this address.
     pub fixed_ipv4: bool,
-    /// N of ethN inside and of the veth's name outside.
+    /// N of ethN inside.
     pub index: u32,
     /// The container's default route goes here.
     pub gateway: bool,
+    /// Name servers that the container asked for.
+    #[serde(default)]
+    pub dns: Vec<IpAddr>,
 }
 
 /// A host port that is forwarded.

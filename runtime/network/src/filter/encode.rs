@@ -82,13 +82,6 @@ impl<'a> Transaction<'a> {
         self.message(NEWTABLE, CREATE).text(1, table);
     }
 
-    /// Deletes the table.
-    pub(crate) fn delete_table(&mut self) {
-        let table = self.table;
-        self.message(NEWTABLE, CREATE).text(1, table);
-        self.message(DELTABLE, 0).text(1, table);
-    }
-
     /// Adds a base chain, policy accept: what is not ours is not our business.
     pub(crate) fn chain(&mut self, chain: &Chain) {
         let table = self.table;

@@ -83,6 +83,7 @@ impl Contents {
 /// The table of one engine.
 #[derive(Debug)]
 pub(crate) struct Filter {
+    socket: Socket,
     table: String,
     contents: Contents,
 }
@@ -90,7 +91,8 @@ pub(crate) struct Filter {
 impl Filter {
     /// Loads the table with these contents, replacing what was there.
     pub(crate) fn load(instance: &str, contents: Contents) -> io::Result<Self> {
-        let filter = Self { table: format!("knarr-{instance}"), contents };
+        let (socket, table) = (Socket::netfilter()?, format!("knarr-{instance}"));
+        let filter = Self { socket, table, contents };
         filter.reload()?;
         Ok(filter)
     }
@@ -118,7 +120,7 @@ impl Filter {
         for set in SETS {
             transaction.elements(set, &self.contents.elements(set), true);
         }
-        commit(transaction)
+        self.commit(transaction)
     }
 
     /// Makes the sets hold these contents instead.
@@ -133,7 +135,7 @@ impl Filter {
             transaction.elements(set, &gone, false);
             transaction.elements(set, &come, true);
         }
-        let outcome = if changed { commit(transaction) } else { Ok(()) };
+        let outcome = if changed { self.commit(transaction) } else { Ok(()) };
         self.contents = contents;
         // The kernel's sets are not what we thought: load what should be there.
         outcome.or_else(|_| self.reload())
@@ -156,30 +158,27 @@ impl Filter {
         for set in [Set::Published, Set::PublishedAny] {
             transaction.elements(set, &part.elements(set), add);
         }
-        commit(transaction).or_else(|_| self.reload())
+        self.commit(transaction).or_else(|_| self.reload())
     }
 
     /// What it holds.
+    #[cfg(test)]
     pub(crate) fn contents(&self) -> &Contents {
         &self.contents
     }
 
-    /// Deletes the table.
-    pub(crate) fn unload(instance: &str) -> io::Result<()> {
-        let table = format!("knarr-{instance}");
-        let mut transaction = Transaction::new(&table);
-        transaction.delete_table();
-        commit(transaction)
+    /// The socket's number: changes under another one are not ours.
+    pub(crate) fn port(&self) -> io::Result<u32> {
+        self.socket.port()
     }
-}
 
-fn commit(transaction: Transaction<'_>) -> io::Result<()> {
-    let packet = transaction.finish();
-    let socket = Socket::netfilter()?;
-    if packet.bytes().len() > 100_000 {
-        socket.enlarge(packet.bytes().len() * 2)?;
+    fn commit(&self, transaction: Transaction<'_>) -> io::Result<()> {
+        let packet = transaction.finish();
+        if packet.bytes().len() > 100_000 {
+            self.socket.enlarge(packet.bytes().len() * 2)?;
+        }
+        self.socket.send(&packet)
     }
-    socket.send(&packet)
 }
 
 /// Whether a notification of the kernel is about this table.

@@ -1,0 +1,189 @@
+//! The name server at 127.0.0.11 that containers of user-defined networks have.
+//!
+//! Its sockets lie inside the container's namespace, its code in the engine:
+//! names of the container's networks are answered from [`Names`], everything
+//! else goes to the host's name servers (or those the container asked for)
+//! from the host's namespace, which also rules out asking ourselves.
+//!
+//! **How it fails.** What is no DNS query is dropped or `FORMERR`; what cannot be
+//! answered in time is `SERVFAIL`. Each container has so many questions
+//! and connections in flight and no more (RELIABILITY N09): a flood hurts the
+//! container that makes it.
+
+mod answer;
+mod upstream;
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use knarr_model::ContainerId;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::Semaphore,
+    time::timeout,
+};
+
+use crate::{names::Names, tasks::Tasks};
+use answer::Verdict;
+use upstream::Transport;
+pub(crate) use upstream::nameservers;
+
+/// Where containers find it, as under Docker.
+pub(crate) const ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
+/// Questions of one container that wait for an answer from outside.
+const IN_FLIGHT: usize = 128;
+/// TCP connections of one container.
+const CONNECTIONS: usize = 32;
+/// A TCP connection without a question is closed after this.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// Sockets inside a container's namespace.
+#[derive(Debug)]
+pub(crate) struct Sockets {
+    udp: UdpSocket,
+    tcp: TcpListener,
+}
+
+impl Sockets {
+    /// Opens them. Called inside the namespace, with loopback up.
+    pub(crate) fn open() -> io::Result<Self> {
+        let address = SocketAddrV4::new(ADDRESS, 53);
+        let (udp, tcp) = (UdpSocket::bind(address)?, TcpListener::bind(address)?);
+        udp.set_nonblocking(true)?;
+        tcp.set_nonblocking(true)?;
+        Ok(Self { udp, tcp })
+    }
+}
+
+/// What answering one container takes.
+#[derive(Debug)]
+pub(crate) struct Service {
+    pub(crate) names: Arc<Names>,
+    pub(crate) container: ContainerId,
+    /// Name servers that the container or the engine asked for.
+    pub(crate) dns: Vec<IpAddr>,
+    /// The host's resolver configuration.
+    pub(crate) resolv_conf: PathBuf,
+}
+
+/// Serves one container until the tasks are dropped.
+pub(crate) fn serve(service: Service, sockets: Sockets, tasks: &mut Tasks) {
+    let service = Arc::new(service);
+    let in_flight = Arc::new(Semaphore::new(IN_FLIGHT));
+    let (udp, tcp) = (sockets.udp, sockets.tcp);
+    tasks.spawn(serve_udp(Arc::clone(&service), udp, Arc::clone(&in_flight)));
+    tasks.spawn(serve_tcp(service, tcp, in_flight));
+}
+
+async fn serve_udp(service: Arc<Service>, socket: UdpSocket, in_flight: Arc<Semaphore>) {
+    let socket = match tokio::net::UdpSocket::from_std(socket) {
+        Ok(socket) => Arc::new(socket),
+        Err(error) => return tracing::warn!(%error, "name server"),
+    };
+    let mut buffer = vec![0; 4096];
+    let mut asking = tokio::task::JoinSet::new();
+    loop {
+        while asking.try_join_next().is_some() {}
+        let (length, from) = match socket.recv_from(&mut buffer).await {
+            Ok(received) => received,
+            // An earlier answer found nobody (ECONNREFUSED): not the end.
+            Err(_) => {
+                tokio::task::yield_now().await;
+                continue;
+            }
+        };
+        let question = &buffer[..length];
+        let reply = match answer::decide(&service.names, &service.container, question) {
+            Verdict::Ignore => continue,
+            Verdict::Answer(reply) => reply.datagram(),
+            Verdict::Ask(question) => match Arc::clone(&in_flight).try_acquire_owned() {
+                Err(_) => question.refuse(),
+                Ok(permit) => {
+                    // Weak: who waits for an answer keeps no socket open.
+                    let (service, socket) = (Arc::clone(&service), Arc::downgrade(&socket));
+                    asking.spawn(async move {
+                        let reply = service.ask(question, Transport::Udp).await;
+                        drop(permit);
+                        if let Some(socket) = socket.upgrade() {
+                            let _ = socket.try_send_to(&reply, from);
+                        }
+                    });
+                    continue;
+                }
+            },
+        };
+        // A full socket buffer loses the answer, as any network may.
+        let _ = socket.try_send_to(&reply, from);
+    }
+}
+
+async fn serve_tcp(service: Arc<Service>, listener: TcpListener, in_flight: Arc<Semaphore>) {
+    let listener = match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::warn!(%error, "name server"),
+    };
+    let connections = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut clients = tokio::task::JoinSet::new();
+    loop {
+        while clients.try_join_next().is_some() {}
+        let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::debug!(%error, "name server");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (service, in_flight) = (Arc::clone(&service), Arc::clone(&in_flight));
+        clients.spawn(async move {
+            // A client that breaks off is its own affair.
+            let _ = converse(&service, stream, &in_flight).await;
+            drop(permit);
+        });
+    }
+}
+
+async fn converse(
+    service: &Service,
+    mut stream: TcpStream,
+    in_flight: &Semaphore,
+) -> io::Result<()> {
+    loop {
+        let length = timeout(IDLE, stream.read_u16()).await??;
+        let mut question = vec![0; usize::from(length)];
+        timeout(IDLE, stream.read_exact(&mut question)).await??;
+        let reply = match answer::decide(&service.names, &service.container, &question) {
+            Verdict::Ignore => return Ok(()),
+            Verdict::Answer(reply) => reply.whole(),
+            Verdict::Ask(question) => match in_flight.acquire().await {
+                Err(_) => question.refuse(),
+                Ok(_permit) => service.ask(question, Transport::Tcp).await,
+            },
+        };
+        let mut framed = (reply.len() as u16).to_be_bytes().to_vec();
+        framed.extend_from_slice(&reply);
+        timeout(IDLE, stream.write_all(&framed)).await??;
+    }
+}
+
+impl Service {
+    async fn ask(&self, question: answer::Question, transport: Transport) -> Vec<u8> {
+        let servers = if self.dns.is_empty() {
+            let text = tokio::fs::read_to_string(&self.resolv_conf).await.unwrap_or_default();
+            nameservers(&text)
+        } else {
+            self.dns.clone()
+        };
+        match upstream::ask(&servers, &question, transport).await {
+            Some(reply) => reply,
+            None => question.refuse(),
+        }
+    }
+}
