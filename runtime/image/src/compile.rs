@@ -1,6 +1,39 @@
 //! Compiling Wasm ahead of time, in a child process of its own.
+//!
+//! ```text
+//!   module's file ─▶ stdin  knarr-wasm compile  stdout ─▶ wasm/<host>/.new-… ─ flush, rename ─▶ <module>.cwasm
+//! ```
+//!
+//! `<host>` is what `knarr-wasm fingerprint` answers: a hash of wasmtime's
+//! version, the CPU's features and the configuration. Another host program or
+//! another CPU has another directory, so code is never loaded that was made for
+//! something else; what is missing is compiled when it is asked for. Only this
+//! module writes here, and never from an image's bytes as they are.
+//!
+//! **How it fails.** The child limits its own CPU time and memory; one that is
+//! killed for it, or takes longer than [`TIME_MAX`], is `compile limit`. What
+//! it says on standard error is the message otherwise.
 
-use std::path::PathBuf;
+use std::{
+    fs::File,
+    io::{Read, Seek, SeekFrom},
+    os::unix::{fs::MetadataExt, process::ExitStatusExt},
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use knarr_model::Digest;
+use sha2::{Digest as _, Sha256};
+use tokio::{io::AsyncReadExt, process::Command, sync::Semaphore};
+
+use crate::{Error, Result};
+
+/// A busy machine may need minutes for the largest programs.
+const TIME_MAX: Duration = Duration::from_secs(300);
+/// What is kept of the child's words.
+const WORDS_MAX: u64 = 16 * 1024;
 
 /// The program that compiles: `knarr-wasm`.
 #[derive(Debug, Clone)]
@@ -8,4 +41,182 @@ pub struct WasmCompiler {
     /// Its path. The children `compile` and `fingerprint` are run with an empty
     /// environment.
     pub program: PathBuf,
+}
+
+/// The cache of compiled code.
+#[derive(Debug)]
+pub(crate) struct Compiler {
+    program: PathBuf,
+    /// `<data root>/wasm`.
+    cache: PathBuf,
+    /// The fingerprint, and the program's inode and time that it belongs to.
+    fingerprint: Mutex<Option<((u64, i64, i64), String)>>,
+    /// One at a time: the compiler uses every core itself.
+    turn: Semaphore,
+}
+
+impl Compiler {
+    pub(crate) fn new(compiler: WasmCompiler, data_root: &Path) -> Self {
+        Self {
+            program: compiler.program,
+            cache: data_root.join("wasm"),
+            fingerprint: Mutex::default(),
+            turn: Semaphore::new(1),
+        }
+    }
+
+    /// Where a module's code is for this host, whether it is there or not.
+    pub(crate) async fn path(&self, module: &Digest) -> Result<PathBuf> {
+        let host = self.fingerprint(module).await?;
+        Ok(self.cache.join(host).join(format!("{}.cwasm", module.hex())))
+    }
+
+    /// Compiles a module whose bytes are `source`, unless its code is there.
+    pub(crate) async fn compile(&self, module: &Digest, source: File) -> Result<PathBuf> {
+        let target = self.path(module).await?;
+        let _turn = self.turn.acquire().await;
+        if target.exists() {
+            return Ok(target);
+        }
+        let failed = |why: String| Error::Compile { module: *module, why };
+        let module_copy = *module;
+        let (source, output, temporary) = {
+            let target = target.clone();
+            tokio::task::spawn_blocking(move || prepare(&module_copy, source, &target))
+                .await
+                .map_err(|e| failed(e.to_string()))?
+                .map_err(|e| failed(e.to_string()))?
+        };
+        let outcome = self.run(source, &output).await.map_err(failed);
+        let finished = {
+            let (temporary, target) = (temporary.clone(), target.clone());
+            match outcome {
+                Ok(()) => tokio::task::spawn_blocking(move || finish(&output, &temporary, &target))
+                    .await
+                    .map_err(|e| failed(e.to_string()))?
+                    .map_err(|e| failed(e.to_string())),
+                Err(e) => Err(e),
+            }
+        };
+        if finished.is_err() {
+            let _ = std::fs::remove_file(&temporary);
+        }
+        finished.map(|()| target)
+    }
+
+    async fn run(&self, source: File, output: &File) -> std::result::Result<(), String> {
+        let output = output.try_clone().map_err(|e| e.to_string())?;
+        let mut child = Command::new(&self.program)
+            .arg("compile")
+            .env_clear()
+            .current_dir("/")
+            .stdin(source)
+            .stdout(output)
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|e| format!("run {}: {e}", self.program.display()))?;
+        let mut words = Vec::new();
+        let stderr = child.stderr.take();
+        let wait = async {
+            if let Some(stderr) = stderr {
+                let mut limited = stderr.take(WORDS_MAX);
+                let _ = limited.read_to_end(&mut words).await;
+                // The rest is read and forgotten, so that the child does not block.
+                let _ = tokio::io::copy(&mut limited.into_inner(), &mut tokio::io::sink()).await;
+            }
+            child.wait().await
+        };
+        let status = match tokio::time::timeout(TIME_MAX, wait).await {
+            Err(_) => return Err(format!("compile limit: more than {} s", TIME_MAX.as_secs())),
+            Ok(status) => status.map_err(|e| e.to_string())?,
+        };
+        match ended(status) {
+            Ok(()) => Ok(()),
+            Err(end) => {
+                let words = String::from_utf8_lossy(&words);
+                let words = words.trim();
+                Err(if words.is_empty() { end } else { format!("{end}: {words}") })
+            }
+        }
+    }
+
+    async fn fingerprint(&self, module: &Digest) -> Result<String> {
+        let failed = |why: String| Error::Compile { module: *module, why };
+        let shown = self.program.display();
+        let metadata = std::fs::metadata(&self.program)
+            .map_err(|e| failed(format!("the Wasm host {shown} cannot be used: {e}")))?;
+        let key = (metadata.ino(), metadata.mtime(), metadata.mtime_nsec());
+        let known = self.fingerprint.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((_, host)) = known.filter(|(of, _)| *of == key) {
+            return Ok(host);
+        }
+        let output = Command::new(&self.program)
+            .arg("fingerprint")
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        let output = tokio::time::timeout(Duration::from_secs(30), output)
+            .await
+            .map_err(|_| failed(format!("{shown} fingerprint does not answer")))?
+            .map_err(|e| failed(format!("run {shown}: {e}")))?;
+        let host = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        let hex = |c: u8| c.is_ascii_hexdigit();
+        if !output.status.success() || host.is_empty() || host.len() > 128 || !host.bytes().all(hex)
+        {
+            return Err(failed(format!("{shown} fingerprint answers nonsense")));
+        }
+        *self.fingerprint.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some((key, host.clone()));
+        Ok(host)
+    }
+}
+
+/// How the child ended, where it was not with success.
+fn ended(status: ExitStatus) -> std::result::Result<(), String> {
+    match (status.code(), status.signal()) {
+        (Some(0), _) => Ok(()),
+        (Some(code), _) => Err(format!("exit code {code}")),
+        // SIGXCPU, SIGKILL (memory, CPU), SIGABRT (allocation failed), SIGXFSZ.
+        (None, Some(signal @ (24 | 9 | 6 | 25))) => Err(format!("compile limit (signal {signal})")),
+        (None, signal) => Err(format!("signal {}", signal.unwrap_or(0))),
+    }
+}
+
+/// Checks that the bytes are still the module's and opens the output.
+fn prepare(
+    module: &Digest,
+    mut source: File,
+    target: &Path,
+) -> std::io::Result<(File, File, PathBuf)> {
+    source.seek(SeekFrom::Start(0))?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 128 * 1024];
+    loop {
+        match source.read(&mut buffer)? {
+            0 => break,
+            read => hash.update(&buffer[..read]),
+        }
+    }
+    if Digest::from_bytes(hash.finalize().into()) != *module {
+        return Err(std::io::Error::other("its bytes on the disk have changed"));
+    }
+    source.seek(SeekFrom::Start(0))?;
+    let directory = target.parent().unwrap_or(Path::new("/"));
+    std::fs::create_dir_all(directory)?;
+    // One turn at a time: nobody else uses this name; a crash's leftover is overwritten.
+    let temporary = directory.join(".new");
+    let output = File::options().write(true).create(true).truncate(true).open(&temporary)?;
+    Ok((source, output, temporary))
+}
+
+fn finish(output: &File, temporary: &Path, target: &Path) -> std::io::Result<()> {
+    if output.metadata()?.len() == 0 {
+        return Err(std::io::Error::other("the compiler wrote nothing"));
+    }
+    output.sync_data()?;
+    std::fs::rename(temporary, target)?;
+    File::open(target.parent().unwrap_or(Path::new("/")))?.sync_all()
 }

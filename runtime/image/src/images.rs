@@ -1,16 +1,24 @@
-//! The images of one engine.
+//! The images of one engine: the face of this room.
 
 use std::{path::PathBuf, sync::Arc};
 
 use knarr_model::{Digest, Platform, Reference};
 use knarr_registry::{Auth, Registry};
-use knarr_state::Db;
+use knarr_state::{Db, images::ImageRow};
 use knarr_store::Store;
 use tokio::io::AsyncRead;
 
 use crate::{
-    DiskUsage, HistoryEntry, Image, ImageUser, Inspect, Loaded, Prefer, ProgressSender, Pruned,
-    RemoveOptions, Removed, Result, WasmCompiler,
+    DiskUsage, Error, HistoryEntry, Image, ImageUser, Inspect, Loaded, Prefer, ProgressSender,
+    Pruned, RemoveOptions, Removed, Result, WasmCompiler,
+    compile::Compiler,
+    config,
+    content::Contents,
+    document::CONFIG_MAX,
+    load,
+    progress::Report,
+    pull::{self, blocking},
+    remove, stored,
 };
 
 /// What the images of an engine need to know.
@@ -26,10 +34,15 @@ pub struct Options {
 
 /// The images of one engine. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Images(Arc<()>);
+pub struct Images(pub(crate) Arc<Inner>);
 
-fn soon<T>() -> Result<T> {
-    Err(crate::Error::Internal("not built yet".into()))
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) contents: Arc<Contents>,
+    pub(crate) registry: Arc<dyn Registry>,
+    pub(crate) compiler: Compiler,
+    pub(crate) host: Platform,
+    pub(crate) prefer: Prefer,
 }
 
 impl Images {
@@ -43,13 +56,19 @@ impl Images {
         registry: Arc<dyn Registry>,
         options: Options,
     ) -> Result<Self> {
-        let _ = (store, db, registry, options);
-        soon()
+        let compiler = Compiler::new(options.compiler, store.root());
+        Ok(Self(Arc::new(Inner {
+            contents: Arc::new(Contents::new(store, db)),
+            registry,
+            compiler,
+            host: options.platform,
+            prefer: options.prefer,
+        })))
     }
 
     /// The store underneath.
     pub fn store(&self) -> &Arc<Store> {
-        unreachable!()
+        &self.0.contents.store
     }
 
     /// Pulls an image and answers it. Progress is told in Docker's words; the
@@ -65,8 +84,7 @@ impl Images {
         auth: &Auth,
         progress: Option<ProgressSender>,
     ) -> Result<Image> {
-        let _ = (reference, platform, auth, progress);
-        soon()
+        pull::pull(&self.0, reference, platform, auth, &Report(progress)).await
     }
 
     /// Stores the images of a docker-archive or OCI layout tar (gzip and zstd too).
@@ -79,8 +97,7 @@ impl Images {
         platform: Option<&Platform>,
         progress: Option<ProgressSender>,
     ) -> Result<Vec<Loaded>> {
-        let _ = (archive, platform, progress);
-        soon()
+        load::load(&self.0, archive, platform, &Report(progress)).await
     }
 
     /// Finds an image by reference, id, `sha256:` and digits, or the first digits of its id.
@@ -88,8 +105,7 @@ impl Images {
     /// # Errors
     /// [`crate::Error::NotFound`] with Docker's wording; [`crate::Error::Ambiguous`].
     pub fn resolve(&self, name: &str) -> Result<Image> {
-        let _ = name;
-        soon()
+        self.0.resolve(name)
     }
 
     /// The image with this id.
@@ -97,8 +113,7 @@ impl Images {
     /// # Errors
     /// [`crate::Error::NotFound`].
     pub fn get(&self, id: &Digest) -> Result<Image> {
-        let _ = id;
-        soon()
+        self.0.get(id)
     }
 
     /// All images, the newest first. One whose configuration cannot be read any
@@ -107,7 +122,17 @@ impl Images {
     /// # Errors
     /// When the database fails.
     pub fn list(&self) -> Result<Vec<Image>> {
-        soon()
+        let rows = self.0.contents.db.images()?;
+        Ok(rows
+            .into_iter()
+            .filter_map(|row| {
+                let id = row.id;
+                self.0
+                    .image(row)
+                    .inspect_err(|error| tracing::warn!(image = %id, %error, "unreadable image"))
+                    .ok()
+            })
+            .collect())
     }
 
     /// Everything about an image.
@@ -115,8 +140,26 @@ impl Images {
     /// # Errors
     /// As [`Images::resolve`].
     pub fn inspect(&self, name: &str) -> Result<Inspect> {
-        let _ = name;
-        soon()
+        let image = self.resolve(name)?;
+        let config = self.0.config(&image.row)?;
+        let store = self.store();
+        let interface = match stored::program(store, &image.row.workload, &image.row.layers)? {
+            Some(mut file) => crate::wasm::read(&mut file, "program")?.0,
+            None => crate::wasm::Interface::default(),
+        };
+        Ok(Inspect {
+            size: image.row.size,
+            created: config.created,
+            author: config.author,
+            comment: config.history.last().and_then(|step| step.comment.clone()),
+            docker_version: config.docker_version,
+            raw_config: config.raw,
+            lower: store.view(&image.row.layers)?.lower,
+            wasm_imports: interface.imports,
+            wasm_exports: interface.exports,
+            stored: jiff::Timestamp::from_second(image.row.stored).unwrap_or_default().to_string(),
+            image,
+        })
     }
 
     /// How an image was built.
@@ -124,8 +167,51 @@ impl Images {
     /// # Errors
     /// As [`Images::resolve`].
     pub fn history(&self, name: &str) -> Result<Vec<HistoryEntry>> {
-        let _ = name;
-        soon()
+        let image = self.resolve(name)?;
+        let config = self.0.config(&image.row)?;
+        let mut layers = image.row.layers.iter();
+        let seconds = |text: &Option<String>| {
+            let time = text.as_deref().and_then(|text| text.parse::<jiff::Timestamp>().ok());
+            time.map_or(0, jiff::Timestamp::as_second)
+        };
+        let mut entries: Vec<HistoryEntry> = config
+            .history
+            .iter()
+            .map(|step| HistoryEntry {
+                id: None,
+                created: seconds(&step.created),
+                created_by: step.created_by.clone().unwrap_or_default(),
+                tags: vec![],
+                size: match step.empty_layer {
+                    true => 0,
+                    false => layers.next().map_or(0, |layer| self.0.layer_size(layer)),
+                },
+                comment: step.comment.clone().unwrap_or_default(),
+            })
+            .collect();
+        // Layers that the history does not speak of.
+        entries.extend(layers.map(|layer| HistoryEntry {
+            id: None,
+            created: image.row.created,
+            created_by: String::new(),
+            tags: vec![],
+            size: self.0.layer_size(layer),
+            comment: String::new(),
+        }));
+        if entries.is_empty() {
+            entries.push(HistoryEntry {
+                id: None,
+                created: image.row.created,
+                created_by: String::new(),
+                tags: vec![],
+                size: image.row.size,
+                comment: String::new(),
+            });
+        }
+        entries.reverse();
+        entries[0].id = Some(image.row.id);
+        entries[0].tags = image.row.tags;
+        Ok(entries)
     }
 
     /// Gives an image another name.
@@ -133,8 +219,14 @@ impl Images {
     /// # Errors
     /// As [`Images::resolve`].
     pub fn tag(&self, name: &str, target: &Reference) -> Result<()> {
-        let _ = (name, target);
-        soon()
+        if target.digest().is_some() {
+            return Err(Error::invalid("tag", "refusing to create a tag with a digest reference"));
+        }
+        let image = self.resolve(name)?;
+        match self.0.contents.db.image_name(target, &image.row.id)? {
+            true => Ok(()),
+            false => Err(Error::NotFound(name.to_owned())),
+        }
     }
 
     /// Untags or deletes an image (`DELETE /images/{name}`). `users` answers
@@ -149,8 +241,7 @@ impl Images {
         options: RemoveOptions,
         users: impl Fn(&Digest) -> Vec<ImageUser> + Send + Sync,
     ) -> Result<Vec<Removed>> {
-        let _ = (name, options, users);
-        soon()
+        remove::remove(&self.0, name, options, &users).await
     }
 
     /// Deletes images that no container has: those without a tag, or all; only
@@ -164,8 +255,7 @@ impl Images {
         wanted: impl Fn(&Image) -> bool + Send + Sync,
         users: impl Fn(&Digest) -> Vec<ImageUser> + Send + Sync,
     ) -> Result<Pruned> {
-        let _ = (all, wanted, users);
-        soon()
+        remove::prune(&self.0, self.list()?, all, &wanted, &users).await
     }
 
     /// Removes content that neither an image nor a pull under way names.
@@ -173,15 +263,29 @@ impl Images {
     /// # Errors
     /// When the store or the database fails.
     pub async fn sweep(&self) -> Result<Pruned> {
-        soon()
+        self.0.sweep().await
     }
 
-    /// What images take on the disk.
+    /// What images take on the disk. Walks the blobs' directory.
     ///
     /// # Errors
     /// When the store or the database fails.
     pub fn disk_usage(&self) -> Result<DiskUsage> {
-        soon()
+        let rows = self.0.contents.db.images()?;
+        let mut users = std::collections::BTreeMap::<Digest, u32>::new();
+        for row in &rows {
+            let each: std::collections::BTreeSet<&Digest> = row.layers.iter().collect();
+            each.into_iter().for_each(|layer| *users.entry(*layer).or_default() += 1);
+        }
+        let shared = rows.iter().map(|row| {
+            let others = row.layers.iter().filter(|layer| users.get(layer).is_some_and(|n| *n > 1));
+            (row.id, others.map(|layer| self.0.layer_size(layer)).sum())
+        });
+        Ok(DiskUsage {
+            shared: shared.collect(),
+            layers: users.keys().map(|layer| self.0.layer_size(layer)).sum(),
+            blobs: self.store().blobs_size()?,
+        })
     }
 
     /// The code compiled ahead from a module for this host; compiles it where it
@@ -190,7 +294,97 @@ impl Images {
     /// # Errors
     /// [`crate::Error::Compile`].
     pub async fn compiled(&self, module: &Digest) -> Result<PathBuf> {
-        let _ = module;
-        soon()
+        let path = self.0.compiler.path(module).await?;
+        if path.exists() {
+            return Ok(path);
+        }
+        let row = self.0.contents.db.image_by_module(module)?;
+        let row = row.ok_or_else(|| Error::NotFound(module.to_string()))?;
+        let store = Arc::clone(self.store());
+        let source = blocking(move || stored::program(&store, &row.workload, &row.layers)).await?;
+        match source {
+            Some(source) => self.0.compiler.compile(module, source).await,
+            None => Err(Error::NotFound(module.to_string())),
+        }
+    }
+}
+
+impl Inner {
+    pub(crate) fn config(&self, row: &ImageRow) -> Result<config::Config> {
+        config::parse(&self.contents.store.read_blob(&row.config, CONFIG_MAX)?)
+    }
+
+    pub(crate) fn image(&self, row: ImageRow) -> Result<Image> {
+        Ok(Image { config: self.config(&row)?.run, row })
+    }
+
+    pub(crate) fn get(&self, id: &Digest) -> Result<Image> {
+        match self.contents.db.image(id)? {
+            Some(row) => self.image(row),
+            None => Err(Error::NotFound(id.to_string())),
+        }
+    }
+
+    pub(crate) fn resolve(&self, name: &str) -> Result<Image> {
+        self.row(name).and_then(|row| self.image(row))
+    }
+
+    /// Docker's order: a whole id, a reference, the first digits of an id.
+    pub(crate) fn row(&self, name: &str) -> Result<ImageRow> {
+        let db = &self.contents.db;
+        let not_found = || Error::NotFound(name.chars().take(300).collect());
+        let digits = name.strip_prefix("sha256:").unwrap_or(name);
+        if let Ok(id) = format!("sha256:{digits}").parse::<Digest>() {
+            return db.image(&id)?.ok_or_else(not_found);
+        }
+        let prefixed = digits.len() < name.len();
+        if !prefixed {
+            match name.parse::<Reference>() {
+                Ok(reference) => {
+                    // A tag beside a digest says nothing more.
+                    let reference = match reference.digest() {
+                        Some(digest) => reference.with_digest(digest),
+                        None => reference,
+                    };
+                    if let Some(row) = db.image_by_name(&reference)? {
+                        return Ok(row);
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let hex = |c: u8| matches!(c, b'0'..=b'9' | b'a'..=b'f');
+        if digits.is_empty() || digits.len() > 64 || !digits.bytes().all(hex) {
+            return Err(not_found());
+        }
+        let mut rows = db.images_by_prefix(digits)?;
+        match rows.len() {
+            0 => Err(Error::NotFound(
+                name.parse::<Reference>()
+                    .map_or_else(|_| name.to_owned(), |reference| reference.familiar()),
+            )),
+            1 => Ok(rows.remove(0)),
+            _ => Err(Error::Ambiguous(name.to_owned())),
+        }
+    }
+
+    pub(crate) fn layer_size(&self, layer: &Digest) -> u64 {
+        self.contents.store.layer_info(layer).map_or(0, |info| info.size)
+    }
+
+    pub(crate) async fn sweep(self: &Arc<Self>) -> Result<Pruned> {
+        let contents = Arc::clone(&self.contents);
+        let swept = blocking(move || contents.sweep()).await?;
+        Ok(Pruned {
+            removed: swept.layers.into_iter().map(Removed::Deleted).collect(),
+            reclaimed: swept.bytes,
+        })
+    }
+
+    /// A sweep after a failure, which is what the caller wants to know of.
+    pub(crate) async fn sweep_quietly(self: &Arc<Self>) {
+        if let Err(error) = self.sweep().await {
+            tracing::warn!(%error, "sweep after a refused image");
+        }
     }
 }

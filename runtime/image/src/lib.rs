@@ -21,9 +21,22 @@
 #![forbid(unsafe_code)]
 
 mod compile;
+mod config;
+mod content;
+mod detect;
+mod document;
 mod error;
+mod feed;
 mod images;
+mod load;
+mod progress;
+mod pull;
+mod remove;
+mod rootfs;
+mod select;
+mod stored;
 mod types;
+mod wasm;
 
 pub use compile::WasmCompiler;
 pub use error::{Error, Result};

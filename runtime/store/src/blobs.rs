@@ -147,6 +147,46 @@ impl Drop for Ingest {
     }
 }
 
+/// A blob that is in the store, but not under its name yet; removed when dropped.
+#[derive(Debug)]
+pub struct StagedBlob {
+    store: Arc<Store>,
+    file: File,
+    path: PathBuf,
+    digest: Digest,
+    size: u64,
+}
+
+impl StagedBlob {
+    /// What its bytes hash to.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// Its bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Makes it visible and durable.
+    ///
+    /// # Errors
+    /// When the host fails.
+    pub fn commit(self) -> Result<()> {
+        self.file.sync_data().map_err(Error::io("flush", &self.path))?;
+        let target = self.store.blob_path(&self.digest);
+        std::fs::rename(&self.path, &target).map_err(Error::io("rename", &self.path))?;
+        crate::flush_directory(&self.store.blobs, &target)
+    }
+}
+
+impl Drop for StagedBlob {
+    fn drop(&mut self) {
+        // After a commit the name is gone already.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
 impl Store {
     /// Begins or resumes writing a blob. `size` is what its descriptor says.
     ///
@@ -201,30 +241,19 @@ impl Store {
         Ok(digest)
     }
 
-    /// Stores what a reader gives, named by what it hashes to; answers size and digest.
+    /// Takes in what a reader gives, to be named by what it hashes to.
     ///
     /// # Errors
     /// [`Error::TooLarge`] beyond `limit` bytes, [`Error::Source`] when the
     /// reader fails.
-    pub fn put_stream(
-        self: &Arc<Self>,
-        reader: &mut dyn Read,
-        limit: u64,
-    ) -> Result<(Digest, u64)> {
+    pub fn stage_blob(self: &Arc<Self>, reader: &mut dyn Read, limit: u64) -> Result<StagedBlob> {
         let name = format!("blob-{}", crate::unique());
         let path = self.ingest_path(&name);
-        let mut file = open_partial(self.ingest.as_fd(), &name, &path)?;
-        let outcome = copy_hashed(reader, &mut file, limit, &path).and_then(|(digest, size)| {
-            file.sync_data().map_err(Error::io("flush", &path))?;
-            let target = self.blob_path(&digest);
-            std::fs::rename(&path, &target).map_err(Error::io("rename", &path))?;
-            crate::flush_directory(&self.blobs, &target)?;
-            Ok((digest, size))
-        });
-        if outcome.is_err() {
-            let _ = std::fs::remove_file(&path);
-        }
-        outcome
+        let file = open_partial(self.ingest.as_fd(), &name, &path)?;
+        let digest = Digest::from_bytes([0; 32]);
+        let mut staged = StagedBlob { store: Arc::clone(self), file, path, digest, size: 0 };
+        (staged.digest, staged.size) = copy_hashed(reader, &mut staged.file, limit, &staged.path)?;
+        Ok(staged)
     }
 
     /// Where a blob lies.

@@ -46,7 +46,7 @@ use std::{
 
 use rustix::fs::{Mode, OFlags};
 
-pub use blobs::{Ingest, MAX_READ};
+pub use blobs::{Ingest, MAX_READ, StagedBlob};
 pub use decompress::{Compression, Decompressor};
 pub use error::{Error, Result};
 pub use layers::{LayerInfo, Limits, Unpacked};

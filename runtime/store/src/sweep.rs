@@ -73,6 +73,24 @@ impl Store {
         Ok(swept)
     }
 
+    /// Bytes of all blobs and of all compiled code.
+    ///
+    /// # Errors
+    /// When the host fails.
+    pub fn blobs_size(&self) -> Result<u64> {
+        let mut directories = vec![(self.root().join("blobs/sha256"), "")];
+        if let Ok(hosts) = std::fs::read_dir(self.root().join("wasm")) {
+            directories.extend(hosts.flatten().map(|host| (host.path(), ".cwasm")));
+        }
+        let mut bytes = 0;
+        for (directory, suffix) in directories {
+            let files = named_by_digest(&directory, suffix)?;
+            bytes +=
+                files.iter().map(|(_, path)| path.metadata().map_or(0, |m| m.len())).sum::<u64>();
+        }
+        Ok(bytes)
+    }
+
     /// Removes what only a crash can have left, and partial blobs that nobody wants.
     pub(crate) fn sweep_temporary(&self) -> Result<()> {
         let path = self.root().join("ingest");

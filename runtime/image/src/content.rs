@@ -1,0 +1,194 @@
+//! Bringing content into the store, held by a lease until an image names it.
+//!
+//! ```text
+//!   Lease::hold(digests) ─▶ is it there? ─▶ fetch, verify, unpack, publish ─▶ row put, lease ends
+//! ```
+//!
+//! A lease is written before the store is asked whether something is there, and
+//! a sweep keeps everything that a lease names; both under one lock, so that
+//! nothing found here can vanish (RELIABILITY I22). A lease that is not ended
+//! expires after a day: what a broken pull left is found by the next one.
+
+use std::{
+    collections::HashMap,
+    io::Read,
+    sync::{Arc, Mutex, PoisonError, RwLock, Weak},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use knarr_model::Digest;
+use knarr_state::{
+    Db,
+    images::{Content, Named},
+};
+use knarr_store::{Keep, Limits, Store};
+use tokio::sync::OwnedMutexGuard;
+
+use crate::{Error, Result, feed::Tee};
+
+/// How long content of an unfinished pull is kept.
+const LEASE_SECONDS: i64 = 24 * 3600;
+
+/// The store and the database together.
+#[derive(Debug)]
+pub(crate) struct Contents {
+    pub(crate) store: Arc<Store>,
+    pub(crate) db: Arc<Db>,
+    /// Read: naming content. Written: sweeping.
+    naming: RwLock<()>,
+    /// One writer of a layer at a time.
+    claims: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64)
+}
+
+/// Content that a pull or load under way keeps from the sweep.
+#[derive(Debug, Clone)]
+pub(crate) struct Lease {
+    contents: Arc<Contents>,
+    pub(crate) name: String,
+}
+
+impl Lease {
+    /// Keeps content, whether it is there already or comes later.
+    pub(crate) fn hold(&self, content: &[Content]) -> Result<()> {
+        self.hold_with(content, || Ok(()))
+    }
+
+    /// Keeps content and does something before any sweep can come between.
+    pub(crate) fn hold_with(
+        &self,
+        content: &[Content],
+        then: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let _naming = self.contents.naming.read().unwrap_or_else(PoisonError::into_inner);
+        self.contents.db.lease_add(&self.name, content, now() + LEASE_SECONDS)?;
+        then()
+    }
+
+    /// Lets everything go: nothing of it is worth keeping.
+    pub(crate) fn end(&self) -> Result<()> {
+        Ok(self.contents.db.lease_end(&self.name)?)
+    }
+}
+
+impl Contents {
+    pub(crate) fn new(store: Arc<Store>, db: Arc<Db>) -> Self {
+        Self { store, db, naming: RwLock::default(), claims: Mutex::default() }
+    }
+
+    pub(crate) fn lease(self: &Arc<Self>, what: &str) -> Lease {
+        static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+        let next = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos());
+        Lease { contents: Arc::clone(self), name: format!("{what}-{since}-{next}") }
+    }
+
+    /// Waits until nobody else brings this content in.
+    pub(crate) async fn claim(&self, digest: &Digest) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
+            claims.retain(|_, lock| lock.strong_count() > 0);
+            claims.get(digest).and_then(Weak::upgrade).unwrap_or_else(|| {
+                let lock = Arc::<tokio::sync::Mutex<()>>::default();
+                claims.insert(*digest, Arc::downgrade(&lock));
+                lock
+            })
+        };
+        lock.lock_owned().await
+    }
+
+    /// Takes the names of everything away that nothing names, then deletes it.
+    /// Blocks.
+    pub(crate) fn sweep(&self) -> Result<knarr_store::Swept> {
+        let swept = {
+            let _naming = self.naming.write().unwrap_or_else(PoisonError::into_inner);
+            let Named { blobs, layers, modules } = self.db.content_named(now())?;
+            self.store.sweep(&Keep { blobs, layers, modules })?
+        };
+        for retired in &swept.retired {
+            self.store.delete_retired(retired)?;
+        }
+        Ok(swept)
+    }
+}
+
+/// What is to be made of a layer's bytes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Unpacking {
+    /// The diff id that the configuration announces.
+    pub(crate) diff_id: Digest,
+    /// Counted from 1, for messages.
+    pub(crate) position: usize,
+}
+
+/// Checks an unpacked layer against the configuration and makes it visible.
+fn publish(unpacked: knarr_store::Unpacked, want: Unpacking) -> Result<()> {
+    if unpacked.diff_id() != want.diff_id {
+        return Err(Error::DiffId {
+            position: want.position,
+            found: unpacked.diff_id(),
+            want: want.diff_id,
+        });
+    }
+    unpacked.publish()?;
+    Ok(())
+}
+
+/// Unpacks a blob that is in the store. Blocks.
+pub(crate) fn unpack_blob(store: &Arc<Store>, blob: &Digest, want: Unpacking) -> Result<()> {
+    let file = store.open_blob(blob)?;
+    publish(store.unpack(file, &Limits::default())?, want)
+}
+
+/// Writes a blob and unpacks it as it comes. Blocks until the feed ends.
+pub(crate) fn land(store: &Arc<Store>, mut tee: Tee, want: Option<Unpacking>) -> Result<()> {
+    loop {
+        let outcome = match want {
+            Some(_) => store.unpack(&mut tee, &Limits::default()).map(Some),
+            None => std::io::copy(&mut tee, &mut std::io::sink())
+                .map(|_| None)
+                .map_err(knarr_store::Error::Source),
+        };
+        if tee.feed.restarted {
+            tee.restart()?;
+            continue;
+        }
+        if let Some(error) = tee.failed.take() {
+            return Err(error.into());
+        }
+        let unpacked = match outcome {
+            Ok(unpacked) => unpacked,
+            Err(error) if error.is_content() => {
+                // Wrong bytes show as a broken archive. Is it the archive, or the bytes?
+                drain(&mut tee)?;
+                tee.ingest.commit()?;
+                return Err(error.into());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        tee.ingest.commit()?;
+        tee.bar.extracting();
+        if let (Some(unpacked), Some(want)) = (unpacked, want) {
+            publish(unpacked, want)?;
+        }
+        return Ok(());
+    }
+}
+
+fn drain(tee: &mut Tee) -> Result<()> {
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        match tee.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(e) => {
+                let error = tee.failed.take().unwrap_or(knarr_store::Error::Source(e));
+                return Err(error.into());
+            }
+        }
+    }
+}

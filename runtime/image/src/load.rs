@@ -1,0 +1,502 @@
+//! Loading images from an archive: `docker save`'s, or an OCI layout.
+//!
+//! ```text
+//!   tar ─▶ documents (kept in memory, bounded)      manifest.json, index.json
+//!      └─▶ everything else: blobs, named by hash    layers, configurations
+//!                     │ end of the archive
+//!                     ▼
+//!   index.json ─▶ manifests ─┐
+//!   manifest.json ───────────┴─▶ layers unpacked ─▶ decide, compile, row
+//! ```
+//!
+//! The archive is read once, from its beginning to its end, whatever the order
+//! of its entries. Names in it are looked up among its own entries and never
+//! used as paths (RELIABILITY I17); symbolic links, with which old versions of
+//! Docker shared layers, are followed among those names only.
+//!
+//! **How it fails.** Nothing of an archive is stored as an image before all of
+//! it was read. An archive with several images stores those before a bad one.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use knarr_model::{Digest, Platform, Reference};
+use knarr_state::images::Content;
+use knarr_store::{Decompressor, EntryKind, Tarball};
+use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    sync::mpsc,
+};
+
+use crate::{
+    Error, Loaded, Result, config,
+    content::{Lease, Unpacking, unpack_blob},
+    detect,
+    document::{
+        self, CONFIG_MAX, Descriptor, Document, LayerKind, MANIFEST_MAX, Manifest, OCI_CONFIG,
+        OCI_LAYER, OCI_MANIFEST,
+    },
+    feed::{self, Feed, Piece},
+    images::Inner,
+    progress::{Report, short},
+    pull::blocking,
+    select::{self, Want},
+    stored::{self, Arrival},
+};
+
+/// Entries of an image archive: a few for each of at most 500 layers and some images.
+const ENTRIES_MAX: u64 = 100_000;
+/// One layer, as it lies in the archive.
+const BLOB_MAX: u64 = 256 << 30;
+/// Index levels in a layout.
+const LEVELS_MAX: usize = 4;
+
+pub(crate) async fn load(
+    inner: &Arc<Inner>,
+    archive: impl AsyncRead + Send + Unpin + 'static,
+    platform: Option<&Platform>,
+    report: &Report,
+) -> Result<Vec<Loaded>> {
+    let lease = inner.contents.lease("load");
+    let outcome = load_under(inner, archive, platform, report, &lease).await;
+    lease.end()?;
+    if outcome.is_err() {
+        inner.sweep_quietly().await;
+    }
+    outcome
+}
+
+async fn load_under(
+    inner: &Arc<Inner>,
+    archive: impl AsyncRead + Send + Unpin + 'static,
+    platform: Option<&Platform>,
+    report: &Report,
+    lease: &Lease,
+) -> Result<Vec<Loaded>> {
+    let (sender, pieces) = mpsc::channel(feed::DEPTH);
+    let taking = {
+        let (inner, lease) = (Arc::clone(inner), lease.clone());
+        tokio::task::spawn_blocking(move || take_in(&inner, &lease, Feed::new(pieces)))
+    };
+    let sent = send(archive, sender).await;
+    let taken = taking.await.map_err(|e| Error::Internal(e.to_string()))?;
+    let taken = match (sent, taken) {
+        (Err(sent), Err(Error::Store(knarr_store::Error::Source(_)))) => return Err(sent),
+        (_, taken) => Arc::new(taken?),
+    };
+    let arrivals = {
+        let (inner, lease) = (Arc::clone(inner), lease.clone());
+        let (taken, platform) = (Arc::clone(&taken), platform.cloned());
+        blocking(move || plan(&inner, &lease, &taken, platform.as_ref())).await?
+    };
+    if arrivals.is_empty() {
+        return Err(Error::invalid(
+            "image archive",
+            "it holds neither a manifest.json nor an index.json with images",
+        ));
+    }
+    let mut loaded = Vec::new();
+    for arrival in arrivals {
+        unpack(inner, &arrival, lease, report).await?;
+        let tags = arrival.tags.clone();
+        // The lease holds the other images' content until the last is stored.
+        let own = inner.contents.lease("load");
+        let image = inner.put(arrival, &own, report).await?;
+        loaded.push(Loaded { id: image.row.id, tags });
+    }
+    Ok(loaded)
+}
+
+/// Moves the archive's bytes to the blocking side.
+async fn send(mut archive: impl AsyncRead + Send + Unpin, feed: mpsc::Sender<Piece>) -> Result<()> {
+    loop {
+        let mut piece = Vec::with_capacity(128 * 1024);
+        let read = archive.read_buf(&mut piece).await;
+        let read = read.map_err(|e| knarr_store::Error::Source(e))?;
+        let (piece, last) =
+            if read == 0 { (Piece::End, true) } else { (Piece::Data(Bytes::from(piece)), false) };
+        if feed.send(piece).await.is_err() || last {
+            return Ok(());
+        }
+    }
+}
+
+/// What an archive held.
+#[derive(Debug, Default)]
+struct Taken {
+    /// Content by its name in the archive, without `.` and doubled slashes.
+    files: HashMap<String, (Digest, u64)>,
+    /// Links among those names.
+    links: HashMap<String, String>,
+    manifest_json: Option<Vec<u8>>,
+    index_json: Option<Vec<u8>>,
+}
+
+impl Taken {
+    fn find(&self, name: &str) -> Option<(Digest, u64)> {
+        let mut name = join("", name)?;
+        for _ in 0..8 {
+            if let Some(found) = self.files.get(&name) {
+                return Some(*found);
+            }
+            name.clone_from(self.links.get(&name)?);
+        }
+        None
+    }
+
+    fn by_digest(&self, digest: &Digest) -> Option<(Digest, u64)> {
+        self.files.get(&format!("blobs/sha256/{}", digest.hex())).copied()
+    }
+}
+
+/// A name relative to a directory of the archive; none where it leaves the archive.
+fn join(directory: &str, name: &str) -> Option<String> {
+    let mut parts: Vec<&str> = directory.split('/').filter(|part| !part.is_empty()).collect();
+    for part in name.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop()?;
+            }
+            part => parts.push(part),
+        }
+    }
+    Some(parts.join("/"))
+}
+
+/// Reads the archive: documents into memory, everything else into the store. Blocks.
+fn take_in(inner: &Inner, lease: &Lease, feed: Feed) -> Result<Taken> {
+    let store = &inner.contents.store;
+    let source = Decompressor::new(feed).map_err(|e| match e.kind() {
+        std::io::ErrorKind::Unsupported => knarr_store::Error::Archive(e.to_string()),
+        _ => knarr_store::Error::Source(e),
+    })?;
+    let mut tarball =
+        Tarball::new(std::io::BufReader::with_capacity(256 * 1024, source), ENTRIES_MAX)?;
+    let mut taken = Taken::default();
+    while let Some(entry) = tarball.next_entry()? {
+        let shown = entry.shown();
+        let bad = |why: &str| Error::invalid("image archive", format!("entry {shown:?}: {why}"));
+        let name = std::str::from_utf8(&entry.path).ok().and_then(|path| join("", path));
+        let name = name.ok_or_else(|| bad("its name leads out of the archive"))?;
+        match entry.kind {
+            EntryKind::Directory => {}
+            EntryKind::File => {
+                let twice = match name.as_str() {
+                    "manifest.json" => {
+                        taken.manifest_json.replace(tarball.read_all(CONFIG_MAX)?).is_some()
+                    }
+                    "index.json" => {
+                        taken.index_json.replace(tarball.read_all(MANIFEST_MAX)?).is_some()
+                    }
+                    "oci-layout" | "repositories" => false,
+                    _ => {
+                        let staged = store.stage_blob(&mut tarball, BLOB_MAX)?;
+                        let (digest, size) = (staged.digest(), staged.size());
+                        if let Some(hex) = name.strip_prefix("blobs/sha256/")
+                            && hex != digest.hex()
+                        {
+                            return Err(bad("its content does not hash to its name"));
+                        }
+                        lease.hold_with(&[Content::Blob(digest)], || Ok(staged.commit()?))?;
+                        taken.files.insert(name, (digest, size)).is_some()
+                    }
+                };
+                if twice {
+                    return Err(bad("it is there twice"));
+                }
+            }
+            EntryKind::Symlink => {
+                let directory = name.rsplit_once('/').map_or("", |(directory, _)| directory);
+                let target = std::str::from_utf8(&entry.link).ok();
+                let target = target.filter(|target| !target.starts_with('/'));
+                let target = target.and_then(|target| join(directory, target));
+                let target = target.ok_or_else(|| bad("a link out of the archive"))?;
+                taken.links.insert(name, target);
+            }
+            _ => return Err(bad("it is neither a file, a directory nor a link")),
+        }
+    }
+    tarball.drain()?;
+    Ok(taken)
+}
+
+/// One image of `manifest.json`.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct DockerImage {
+    config: String,
+    #[serde(default)]
+    repo_tags: Option<Vec<String>>,
+    #[serde(default)]
+    layers: Option<Vec<String>>,
+}
+
+/// Which images the archive holds. Reads documents from the store. Blocks.
+fn plan(
+    inner: &Inner,
+    lease: &Lease,
+    taken: &Taken,
+    platform: Option<&Platform>,
+) -> Result<Vec<Arrival>> {
+    let docker: Vec<DockerImage> = match &taken.manifest_json {
+        None => vec![],
+        Some(bytes) => {
+            let invalid = |e: serde_json::Error| Error::invalid("manifest.json", e.to_string());
+            serde_json::from_value(document::strict(bytes).map_err(invalid)?).map_err(invalid)?
+        }
+    };
+    let Some(index) = &taken.index_json else {
+        return docker.iter().map(|image| docker_image(inner, lease, taken, image)).collect();
+    };
+    let Document::Index(entries) = document::parse(index, document::OCI_INDEX)? else {
+        return Err(Error::invalid("index.json", "it is no index"));
+    };
+    let mut arrivals: BTreeMap<Digest, Arrival> = BTreeMap::new();
+    for group in by_name(&entries) {
+        let Some(mut arrival) = layout_image(inner, taken, &group, platform)? else { continue };
+        // Newer versions of Docker write both documents; tags are in either.
+        let config = taken.by_digest(&arrival.manifest.config.digest);
+        for image in docker.iter().filter(|image| taken.find(&image.config) == config) {
+            arrival.tags.extend(tags(image)?);
+        }
+        match arrivals.entry(arrival.digest) {
+            std::collections::btree_map::Entry::Occupied(mut known) => {
+                known.get_mut().tags.extend(arrival.tags);
+            }
+            std::collections::btree_map::Entry::Vacant(place) => {
+                place.insert(arrival);
+            }
+        }
+    }
+    let mut arrivals: Vec<Arrival> = arrivals.into_values().collect();
+    for arrival in &mut arrivals {
+        arrival.tags.sort();
+        arrival.tags.dedup();
+    }
+    Ok(arrivals)
+}
+
+fn tags(image: &DockerImage) -> Result<Vec<Reference>> {
+    let tags = image.repo_tags.iter().flatten();
+    let tags = tags.filter(|tag| *tag != "<none>:<none>").map(|tag| tag.parse::<Reference>());
+    Ok(tags.collect::<std::result::Result<_, _>>()?)
+}
+
+/// Reads a document of the archive from the store.
+fn read(inner: &Inner, digest: &Digest, what: &str, limit: u64) -> Result<Vec<u8>> {
+    inner.contents.store.read_blob(digest, limit).map_err(|e| match e {
+        knarr_store::Error::NotFound { .. } => {
+            Error::invalid("image archive", format!("{what} {digest} is missing"))
+        }
+        other => other.into(),
+    })
+}
+
+/// An image of `manifest.json`: it has no manifest, so one is made for it.
+fn docker_image(
+    inner: &Inner,
+    lease: &Lease,
+    taken: &Taken,
+    image: &DockerImage,
+) -> Result<Arrival> {
+    let missing = |what: &str, name: &str| {
+        let name: String = name.chars().take(200).collect();
+        Error::invalid("image archive", format!("{what} {name:?} is not in the archive"))
+    };
+    let (config_digest, config_size) =
+        taken.find(&image.config).ok_or_else(|| missing("configuration", &image.config))?;
+    let config = config::parse(&read(inner, &config_digest, "configuration", CONFIG_MAX)?)?;
+    let names = image.layers.as_deref().unwrap_or_default();
+    if names.len() > document::LAYERS_MAX {
+        return Err(Error::invalid("image archive", "it has more than 500 layers"));
+    }
+    let mut layers = Vec::new();
+    for name in names {
+        let (digest, size) = taken.find(name).ok_or_else(|| missing("layer", name))?;
+        layers.push(described(layer_type(inner, &digest)?, digest, size));
+    }
+    let body = serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": described(OCI_CONFIG.into(), config_digest, config_size),
+        "layers": layers,
+    });
+    let bytes = body.to_string().into_bytes();
+    let digest = Digest::from_bytes(Sha256::digest(&bytes).into());
+    lease.hold(&[Content::Blob(digest)])?;
+    inner.contents.store.put_blob(&bytes)?;
+    let Document::Manifest(manifest) = document::parse(&bytes, OCI_MANIFEST)? else {
+        return Err(Error::Internal("a manifest of our own is none".into()));
+    };
+    let diff_ids = stored::diff_ids(&detect::layer_kinds(&manifest)?, &config)?;
+    Ok(Arrival {
+        digest,
+        manifest,
+        config,
+        described: None,
+        tags: tags(image)?,
+        digests: vec![],
+        layers: diff_ids,
+    })
+}
+
+fn layer_type(inner: &Inner, layer: &Digest) -> Result<String> {
+    let file = inner.contents.store.open_blob(layer)?;
+    let suffix = match Decompressor::new(file).map(|d| d.compression()) {
+        Ok(knarr_store::Compression::Gzip) => "+gzip",
+        Ok(knarr_store::Compression::Zstd) => "+zstd",
+        Ok(knarr_store::Compression::None) => "",
+        Err(e) => return Err(Error::invalid("image archive", e.to_string())),
+    };
+    Ok(format!("{OCI_LAYER}{suffix}"))
+}
+
+fn described(media_type: String, digest: Digest, size: u64) -> Descriptor {
+    Descriptor { media_type, digest, size, platform: None, artifact_type: None, annotations: None }
+}
+
+/// The entries of a layout's index, those of one name together: the variants of one image.
+fn by_name(entries: &[Descriptor]) -> Vec<Vec<Descriptor>> {
+    let mut groups: Vec<(Option<String>, Vec<Descriptor>)> = Vec::new();
+    for entry in entries {
+        let name = entry_name(entry).map(str::to_owned);
+        match groups.iter_mut().find(|(other, _)| *other == name && entry.platform.is_some()) {
+            Some((_, group)) => group.push(entry.clone()),
+            None => groups.push((name, vec![entry.clone()])),
+        }
+    }
+    groups.into_iter().map(|(_, group)| group).collect()
+}
+
+fn entry_name(entry: &Descriptor) -> Option<&str> {
+    let name = entry.annotation("io.containerd.image.name");
+    name.or_else(|| entry.annotation("org.opencontainers.image.ref.name"))
+}
+
+/// An image of a layout; none for attestations and their like.
+fn layout_image(
+    inner: &Inner,
+    taken: &Taken,
+    group: &[Descriptor],
+    platform: Option<&Platform>,
+) -> Result<Option<Arrival>> {
+    let want = Want { platform, host: &inner.host, prefer: inner.prefer };
+    let mut entries = group.to_vec();
+    let mut promised = None;
+    let name = group.first().and_then(entry_name).map(str::to_owned);
+    for _ in 0..=LEVELS_MAX {
+        let alone = entries.len() == 1 && entries[0].platform.is_none();
+        let (entry, platform) = match select::select(&entries, &want) {
+            Ok((entry, platform)) => (entry.clone(), platform),
+            // One image alone is what the user wants, whatever it was built for.
+            Err(_) if entries.len() == 1 && platform.is_none() && !is_attestation(&entries[0]) => {
+                (entries[0].clone(), None)
+            }
+            Err(_) if entries.iter().all(is_attestation) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        promised = if alone { promised } else { platform.or(promised) };
+        if document::known(&entry.media_type).is_none() {
+            return Ok(None);
+        }
+        let (digest, _) = taken.by_digest(&entry.digest).ok_or_else(|| {
+            Error::invalid("image archive", format!("manifest {} is missing", entry.digest))
+        })?;
+        let bytes = read(inner, &digest, "manifest", MANIFEST_MAX)?;
+        let manifest = match document::parse(&bytes, &entry.media_type)? {
+            Document::Index(inside) => {
+                entries = inside;
+                continue;
+            }
+            Document::Manifest(manifest) => manifest,
+        };
+        return arrival(inner, taken, digest, manifest, promised, name.as_deref()).map(Some);
+    }
+    Err(Error::invalid("index", format!("more than {LEVELS_MAX} indexes inside one another")))
+}
+
+fn is_attestation(entry: &Descriptor) -> bool {
+    entry.platform.as_ref().is_some_and(|p| p.os == "unknown")
+        || entry.annotation("vnd.docker.reference.type").is_some()
+}
+
+fn arrival(
+    inner: &Inner,
+    taken: &Taken,
+    digest: Digest,
+    manifest: Manifest,
+    promised: Option<Platform>,
+    name: Option<&str>,
+) -> Result<Arrival> {
+    let kinds = detect::layer_kinds(&manifest)?;
+    for blob in manifest.layers.iter().chain([&manifest.config]) {
+        match taken.by_digest(&blob.digest) {
+            Some((_, size)) if size == blob.size => {}
+            Some((_, size)) => {
+                let (digest, want) = (blob.digest, blob.size);
+                return Err(knarr_store::Error::Size { digest, found: size, want }.into());
+            }
+            None => {
+                return Err(Error::invalid(
+                    "image archive",
+                    format!("blob {} is missing", blob.digest),
+                ));
+            }
+        }
+    }
+    let config = read(inner, &manifest.config.digest, "configuration", CONFIG_MAX)?;
+    let config = config::parse(&config)?;
+    let layers = stored::diff_ids(&kinds, &config)?;
+    // skopeo and umoci may write a bare tag here, which names no repository.
+    let tags = name.filter(|name| name.contains([':', '/'])).and_then(|name| name.parse().ok());
+    Ok(Arrival {
+        digest,
+        manifest,
+        config,
+        described: promised,
+        tags: tags.into_iter().filter(|tag: &Reference| tag.tag().is_some()).collect(),
+        digests: vec![],
+        layers,
+    })
+}
+
+/// Unpacks the layers of one image, one after the other.
+async fn unpack(
+    inner: &Arc<Inner>,
+    arrival: &Arrival,
+    lease: &Lease,
+    report: &Report,
+) -> Result<()> {
+    let mut content: Vec<Content> = arrival.layers.iter().map(|id| Content::Layer(*id)).collect();
+    content.push(Content::Blob(arrival.digest));
+    lease.hold(&content)?;
+    if !inner.contents.store.has_blob(&arrival.digest) {
+        return Err(Error::Internal("the archive's manifest was swept".into()));
+    }
+    let kinds = detect::layer_kinds(&arrival.manifest)?;
+    let archives = arrival.manifest.layers.iter().zip(&kinds);
+    let archives = archives.filter(|(_, kind)| **kind == LayerKind::Tar).map(|(layer, _)| layer);
+    for (at, (layer, diff_id)) in archives.zip(&arrival.layers).enumerate() {
+        let store = Arc::clone(&inner.contents.store);
+        let claim = inner.contents.claim(&layer.digest).await;
+        if store.has_layer(diff_id) {
+            continue;
+        }
+        let mut bar = report.bar(&layer.digest, layer.size);
+        bar.downloading(layer.size);
+        let (blob, unpacking) = (layer.digest, Unpacking { diff_id: *diff_id, position: at + 1 });
+        blocking(move || {
+            let _claim = claim;
+            unpack_blob(&store, &blob, unpacking)
+        })
+        .await?;
+        report.say(short(&layer.digest), "Pull complete").await;
+    }
+    Ok(())
+}
