@@ -4,6 +4,7 @@
 //!   World       a private engine: own namespaces, own roots, own socket
 //!   ImageBuilder  images from literal files, as docker-archive or OCI layout
 //!   fixtures    real programs from the package registries
+//!   LyingRegistry  an HTTP server that does what servers must not
 //!   Inventory   what the host holds: mounts, links, cgroups, processes
 //! ```
 //!
@@ -15,6 +16,7 @@
 pub mod fixtures;
 mod image;
 mod inventory;
+pub mod lying_registry;
 mod world;
 
 pub use image::ImageBuilder;
