@@ -300,7 +300,9 @@ impl Inner {
         let inner = Arc::downgrade(self);
         let mut tasks = self.server.tasks();
         tasks.spawn(async move {
-            match AsyncFd::register(socket) {
+            #[expect(deprecated, reason = "its successor is unsafe; our descriptor never changes")]
+            let socket = AsyncFd::new(socket);
+            match socket {
                 Ok(socket) => watch(&socket, &inner, &table, own).await,
                 Err(error) => tracing::warn!(%error, "packet filter is not watched"),
             }
