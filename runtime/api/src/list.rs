@@ -69,7 +69,7 @@ struct Plan {
     exited: Vec<u32>,
     before: Option<String>,
     since: Option<String>,
-    ancestors: Vec<String>,
+    ancestors: std::collections::BTreeSet<String>,
     publish: Vec<PortRange>,
     expose: Vec<PortRange>,
     task: Option<bool>,

@@ -39,7 +39,9 @@ pub(crate) async fn list(State(api): State<Api>, query: Query) -> Result<Respons
         }
     }
     let used: BTreeSet<String> = match dangling {
-        Some(_) => api.engine.list().into_iter().flat_map(|view| view.endpoints.into_keys()).collect(),
+        Some(_) => {
+            api.engine.list().into_iter().flat_map(|view| view.endpoints.into_keys()).collect()
+        }
         None => BTreeSet::new(),
     };
     let mut rows = Vec::new();
@@ -51,7 +53,8 @@ pub(crate) async fn list(State(api): State<Api>, query: Query) -> Result<Respons
             && filters.is("scope", "local")
             && filters.is("type", if network.is_predefined() { "builtin" } else { "custom" })
             && filters.labels(|key| row.labels.get(key).map(String::as_str))
-            && dangling.is_none_or(|want| want == (!network.is_predefined() && !used.contains(&row.name)));
+            && dangling
+                .is_none_or(|want| want == (!network.is_predefined() && !used.contains(&row.name)));
         if fits {
             // Docker's list leaves the containers out.
             rows.push(knarr_docker::Network {

@@ -46,8 +46,8 @@ pub(crate) async fn respond(
     let messages = futures_util::stream::iter(first)
         .chain(going.flat_map(futures_util::stream::iter))
         .filter(move |message| {
-            let told = *message != JsonMessage::default()
-                && (!quiet || message.progress_detail.is_none());
+            let told =
+                *message != JsonMessage::default() && (!quiet || message.progress_detail.is_none());
             std::future::ready(told)
         });
     Ok(streams::json_lines(messages))

@@ -62,7 +62,7 @@ impl Api {
             // Closed only when the process ends.
             let Ok(permit) = permits.clone().acquire_owned().await else { break };
             let accepted = tokio::select! {
-                _ = stop.wait_for(|stop| *stop) => break,
+                () = stopped(&mut stop) => break,
                 accepted = accept(&listener) => accepted,
                 // Finished connections are forgotten as they finish.
                 Some(_) = connections.join_next() => continue,
@@ -114,7 +114,7 @@ impl Api {
         let mut connection = std::pin::pin!(connection);
         let outcome = tokio::select! {
             outcome = connection.as_mut() => outcome,
-            _ = stop.wait_for(|stop| *stop) => {
+            () = stopped(&mut stop) => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
@@ -123,6 +123,11 @@ impl Api {
             tracing::debug!("connection: {error}");
         }
     }
+}
+
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // An error means that nobody can stop us any more: then it is over, too.
+    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 enum Io {

@@ -1,3 +1,131 @@
 //! knarrd: configuration, sockets, signals; wires the API to the engine.
+//!
+//! ```text
+//!   flags + file ─► settings ─► engine (locks, recovery) ─► sockets ─► ready
+//!                                                                        │
+//!   containers run on ◄── sockets closed, clients served ◄── SIGTERM ◄───┘
+//! ```
+//!
+//! **How it fails.** Bad configuration, a root that another engine holds, or a
+//! socket that cannot be had: one message on stderr and exit code 1, before
+//! anything is ready. Killed at any moment it loses nothing: the next start
+//! recovers.
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+mod options;
+mod ready;
+mod settings;
+mod socket;
+
+use std::{io::IsTerminal, process::ExitCode, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::Parser;
+use knarr_api::{Api, Facts, Shutdown};
+use knarr_engine::Engine;
+use tokio::signal::unix::{SignalKind, signal};
+
+use options::{Flags, Host, Settings};
+
+fn main() -> ExitCode {
+    let flags = Flags::parse();
+    match run(&flags) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("knarrd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(flags: &Flags) -> Result<()> {
+    let settings = options::load(flags)?;
+    let config = settings::engine(&settings, flags.libexec.as_deref())?;
+    if flags.validate {
+        println!("configuration OK");
+        return Ok(());
+    }
+    let level = options::level(&settings)?;
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(level >= tracing::Level::DEBUG)
+        .init();
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "knarrd needs to be started with root privileges"
+    );
+    // One thread of control: what blocks has threads of its own, few and small,
+    // which go when there is nothing to do.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(32)
+        .thread_stack_size(1 << 20)
+        .thread_keep_alive(Duration::from_secs(2))
+        .build()
+        .context("start the runtime")?;
+    let outcome = runtime.block_on(daemon(flags, &settings, config));
+    // A worker that hangs in the kernel must not keep the daemon from ending.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    outcome
+}
+
+async fn daemon(
+    flags: &Flags,
+    settings: &Settings,
+    config: knarr_engine::EngineConfig,
+) -> Result<()> {
+    // Before anything is ready, so that no signal finds the default action.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let hosts = match settings.hosts.is_empty() {
+        true => vec![options::DEFAULT_HOST.parse()?],
+        false => settings.hosts.iter().map(|host| host.parse()).collect::<Result<Vec<Host>>>()?,
+    };
+    let engine = Engine::open(config).await.context("failed to start daemon")?;
+    let _pid_file = settings.pidfile.as_deref().map(ready::PidFile::write).transpose()?;
+    let listeners = socket::open(&hosts, settings.group.as_deref())?;
+    let api = Api::new(engine, facts(settings));
+    let shutdown = Shutdown::default();
+    let mut serving = tokio::task::JoinSet::new();
+    for listener in listeners {
+        serving.spawn(api.clone().serve(listener, shutdown.clone()));
+    }
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), ?hosts, "knarrd listens");
+    if let Some(descriptor) = flags.ready_fd {
+        ready::tell(descriptor)?;
+    }
+    ready::notify("READY=1");
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => {
+                tracing::info!("configuration is read at the start only: restart knarrd, containers run on");
+            }
+        }
+    }
+    tracing::info!("knarrd ends; containers run on");
+    ready::notify("STOPPING=1");
+    shutdown.begin();
+    while serving.join_next().await.is_some() {}
+    for path in socket::paths(&hosts) {
+        let _ = std::fs::remove_file(path);
+    }
+    Ok(())
+}
+
+fn facts(settings: &Settings) -> Facts {
+    Facts {
+        version: env!("CARGO_PKG_VERSION").into(),
+        compiler: format!("rust{}", env!("CARGO_PKG_RUST_VERSION")),
+        debug: settings.debug == Some(true),
+        insecure_registries: settings.insecure_registries.clone(),
+        registry_mirrors: settings.registry_mirrors.clone(),
+        labels: settings.labels.clone(),
+        ..Facts::default()
+    }
+}
