@@ -120,7 +120,7 @@ fn both_kinds_read_and_write_one_volume() {
         ])
         .ok();
     assert_eq!(
-        world.knarr(&["run", "--rm", "-v", "hold:/data", "hello", "read", "/data/native"]).ok(),
+        world.knarr(&["run", "--rm", "-v", "hold:/data", "hello", "cat", "/data/native"]).ok(),
         "from-native"
     );
     world
