@@ -23,7 +23,7 @@ use crate::{
     Attach, Endpoint, Error, Inner, Networks, Result, Running,
     bridge::{self, OPTION_ICC, says_no},
     dns,
-    link::{self, Inside, Veth},
+    link::{self, Inside, PortFlag, Veth},
     lock,
     manage::endpoint,
     names::has_names,
@@ -253,10 +253,11 @@ impl Inner {
                     gateway: network.gateway.filter(|_| row.gateway),
                 },
             )?;
+            link::settle(socket, &host, bridge)?;
             needs_names.then(dns::Sockets::open).transpose()
         })?;
         if says_no(&network.options, OPTION_ICC) {
-            link::isolate_port(socket, link::index(&host)?)?;
+            link::set_port(socket, &host, PortFlag::Isolated)?;
         }
         Ok(sockets)
     }
@@ -316,7 +317,7 @@ impl Inner {
                 })
                 .map_err(Error::kernel(what))?;
         }
-        self.redirect(container, row.ipv4)
+        self.redirect(&row)
     }
 
     /// Removes everything of a container, and goes on after an error.

@@ -32,6 +32,7 @@ const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const VETH_INFO_PEER: u16 = 1;
 const IFLA_BRPORT_STATE: u16 = 1;
+const IFLA_BRPORT_MODE: u16 = 4;
 const IFLA_BRPORT_FLUSH: u16 = 24;
 const IFLA_BRPORT_ISOLATED: u16 = 33;
 
@@ -254,14 +255,39 @@ pub(crate) fn enslave(socket: &Socket, index: u32, bridge: u32) -> io::Result<()
     socket.send(&packet)
 }
 
-/// Isolated ports of a bridge hear no other isolated port (`enable_icc=false`).
-pub(crate) fn isolate_port(socket: &Socket, index: u32) -> io::Result<()> {
-    let mut header = link_header(index, 0);
+/// What else a bridge's port may be told.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum PortFlag {
+    /// It hears no other isolated port (`enable_icc=false`).
+    Isolated,
+    /// A frame may leave where it came in.
+    Hairpin,
+}
+
+/// Tells a bridge's port.
+pub(crate) fn set_port(socket: &Socket, name: &str, flag: PortFlag) -> io::Result<()> {
+    let mut header = link_header(index(name)?, 0);
     header[0] = AF_BRIDGE;
+    let flag = match flag {
+        PortFlag::Isolated => IFLA_BRPORT_ISOLATED,
+        PortFlag::Hairpin => IFLA_BRPORT_MODE,
+    };
     let mut packet = Packet::new();
     packet.message(RTM_SETLINK, ACK, &header).nest(IFLA_PROTINFO, |packet| {
-        packet.put(IFLA_BRPORT_ISOLATED, &[1]);
+        packet.put(flag, &[1]);
     });
+    socket.send(&packet)
+}
+
+/// Returns when a new port and its bridge pass packets.
+///
+/// The kernel activates a link whose other end came up from a work queue, and
+/// loses what is sent until then; a question for the link makes it do so at
+/// once (Linux 6.8, `rtnl_getlink`; earlier ones need a moment of luck).
+pub(crate) fn settle(socket: &Socket, port: &str, bridge: u32) -> io::Result<()> {
+    let mut packet = Packet::new();
+    packet.message(RTM_GETLINK, ACK, &link_header(0, 0)).text(IFLA_IFNAME, port);
+    packet.message(RTM_GETLINK, ACK, &link_header(bridge, 0));
     socket.send(&packet)
 }
 

@@ -134,7 +134,7 @@ pub(crate) async fn udp(socket: UdpSocket, to: SocketAddrV4) {
                 server
             }
         };
-        let _ = server.try_send(&buffer[..length]);
+        let _ = server.send(&buffer[..length]).await;
     }
 }
 

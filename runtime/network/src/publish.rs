@@ -12,9 +12,12 @@ use knarr_state::networks::{EndpointRow, Inserted, NetworkRow, PortRow};
 
 use crate::{
     Error, Inner, Networks, PublishedPort, Result,
+    attach::veth_name,
     bridge::OPTION_HOST,
+    link::{self, PortFlag},
     lock,
     manage::forward,
+    netlink::Socket,
     ports::{self, Held, PortError},
 };
 
@@ -65,7 +68,7 @@ impl Networks {
                 port: held.port.port,
             })
             .collect();
-        let outcome = inner.program(container, &rows, held);
+        let outcome = inner.program(&endpoint, &rows, held);
         if let Err(error) = outcome {
             let _ = inner.withdraw(container);
             return Err(match error {
@@ -96,7 +99,7 @@ impl Inner {
         endpoint.map(|row| Ok((self.network(row.network.as_str())?, row))).transpose()
     }
 
-    fn program(&self, container: &ContainerId, rows: &[PortRow], held: Vec<Held>) -> Result<()> {
+    fn program(&self, to: &EndpointRow, rows: &[PortRow], held: Vec<Held>) -> Result<()> {
         for row in rows {
             if self.db.insert_port(row)? == Inserted::Taken {
                 return Err(Error::Conflict(format!(
@@ -105,11 +108,8 @@ impl Inner {
                 )));
             }
         }
-        let forwards: Vec<_> = rows.iter().filter_map(forward).collect();
-        lock(&self.filter)
-            .forward(&forwards, true)
-            .map_err(Error::kernel("add published ports to the packet filter"))?;
-        self.serve_ports(container, rows, held);
+        self.forward(to, rows)?;
+        self.serve_ports(&to.container, rows, held);
         Ok(())
     }
 
@@ -169,20 +169,34 @@ impl Inner {
         filtered.and(deleted.map_err(Error::from))
     }
 
-    /// Forwards a container's published ports to another address of it.
-    pub(crate) fn redirect(&self, container: &ContainerId, to: Option<Ipv4Addr>) -> Result<()> {
-        let rows = self.db.ports_of(container)?;
-        let Some(to) = to.filter(|_| !rows.is_empty()) else { return Ok(()) };
-        self.withdraw(container)?;
+    /// Forwards a container's published ports to another endpoint of it.
+    pub(crate) fn redirect(&self, to: &EndpointRow) -> Result<()> {
+        let rows = self.db.ports_of(&to.container)?;
+        let Some(address) = to.ipv4.filter(|_| !rows.is_empty()) else { return Ok(()) };
+        self.withdraw(&to.container)?;
         let rows: Vec<_> =
-            rows.into_iter().map(|row| PortRow { container_ip: to, ..row }).collect();
+            rows.into_iter().map(|row| PortRow { container_ip: address, ..row }).collect();
         for row in &rows {
             self.db.insert_port(row)?;
         }
+        self.forward(to, &rows)?;
+        self.hold_again(&to.container).into_iter().map(Err).collect()
+    }
+
+    /// Lets the kernel forward.
+    fn forward(&self, to: &EndpointRow, rows: &[PortRow]) -> Result<()> {
         let forwards: Vec<_> = rows.iter().filter_map(forward).collect();
         lock(&self.filter)
             .forward(&forwards, true)
             .map_err(Error::kernel("add published ports to the packet filter"))?;
-        self.hold_again(container).into_iter().map(Err).collect()
+        // Where br_netfilter rewrites what is bridged, a container that asks for
+        // a published port of its own is answered through the port it came by.
+        let rewrites = std::fs::read("/proc/sys/net/bridge/bridge-nf-call-iptables");
+        if rewrites.is_ok_and(|value| value.first() == Some(&b'1')) {
+            Socket::route()
+                .and_then(|socket| link::set_port(&socket, &veth_name(to), PortFlag::Hairpin))
+                .map_err(Error::kernel("set up bridge port"))?;
+        }
+        Ok(())
     }
 }

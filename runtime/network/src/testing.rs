@@ -148,6 +148,12 @@ impl Fake {
         self.run(move || get(address))
     }
 
+    /// Whether something answers soon, from inside.
+    pub(crate) fn knock(&self, address: impl Into<IpAddr>, port: u16) -> bool {
+        let address = SocketAddr::new(address.into(), port);
+        self.run(move || knock(address))
+    }
+
     /// What a name means inside; the response code where it means nothing.
     pub(crate) fn lookup(&self, name: &str) -> Result<Vec<Ipv4Addr>, ResponseCode> {
         let name = name.to_owned();
@@ -205,8 +211,17 @@ pub(crate) fn serve(port: u16, name: String) {
 
 /// What a TCP service says; none when it cannot be reached.
 pub(crate) fn get(address: SocketAddr) -> Option<String> {
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_millis(700)).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+    get_within(address, Duration::from_secs(10))
+}
+
+/// Whether something answers soon.
+pub(crate) fn knock(address: SocketAddr) -> bool {
+    get_within(address, Duration::from_millis(400)).is_some()
+}
+
+fn get_within(address: SocketAddr, patience: Duration) -> Option<String> {
+    let mut stream = TcpStream::connect_timeout(&address, patience).ok()?;
+    stream.set_read_timeout(Some(patience)).ok()?;
     let mut text = String::new();
     stream.read_to_string(&mut text).ok()?;
     (!text.is_empty()).then_some(text)
@@ -217,7 +232,7 @@ pub(crate) fn get_udp(address: SocketAddr) -> Option<String> {
     let local: IpAddr =
         if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { "::".parse().unwrap() };
     let socket = UdpSocket::bind((local, 0)).unwrap();
-    socket.set_read_timeout(Some(Duration::from_millis(700))).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     socket.send_to(b"?", address).ok()?;
     let mut buffer = [0; 512];
     let (length, from) = socket.recv_from(&mut buffer).ok()?;

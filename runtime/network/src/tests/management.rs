@@ -67,9 +67,10 @@ fn n02_addresses_run_out_and_come_back() {
         assert_eq!(endpoint.row.ipv4.unwrap().to_string(), "10.9.0.4");
         // Fixed addresses: taken, foreign, and only where the user chose the subnet.
         host.networks.detach(&fakes[0].id).unwrap();
+        let fresh = Fake::new("fresh");
         let fixed = |network: &str, address: &str| {
             let spec = EndpointSpec { ipv4: Some(address.parse().unwrap()), ..Default::default() };
-            host.try_attach(&fakes[0], network, &spec)
+            host.try_attach(&fresh, network, &spec)
         };
         assert!(matches!(fixed("small", "10.9.0.4").unwrap_err(), Error::AddressInUse));
         assert!(matches!(fixed("small", "10.9.0.1").unwrap_err(), Error::AddressInUse));
