@@ -14,6 +14,7 @@
 
 mod commands;
 mod connect;
+mod misuse;
 mod options;
 mod output;
 mod progress;
@@ -24,7 +25,7 @@ mod terminal;
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
-use clap::{Parser, Subcommand, error::ErrorKind};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use commands::{container, context, exec, image, network, run, system, volume};
 
@@ -118,9 +119,14 @@ enum ContainerGroup {
 }
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let mut grammar = misuse::lenient(Cli::command());
+    let parsed = grammar.try_get_matches_from_mut(std::env::args_os());
+    let cli = match parsed.and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches)) {
         Ok(cli) => cli,
-        Err(error) => return misuse(&error),
+        Err(error) => {
+            let words: Vec<String> = std::env::args().skip(1).collect();
+            return misuse::report(&mut grammar, &error, &words);
+        }
     };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -135,23 +141,14 @@ fn main() -> ExitCode {
     match outcome {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("knarr: {error:#}");
+            // The engine's own words stand alone, as Docker's client shows them.
+            match error.downcast_ref::<knarr_client::Error>() {
+                Some(error) => eprintln!("{error}"),
+                None => eprintln!("knarr: {error:#}"),
+            }
             ExitCode::from(error.downcast_ref::<commands::Exit>().map_or(1, |exit| exit.0))
         }
     }
-}
-
-/// `run` answers 125 to what it does not understand, everything else Docker's 1.
-fn misuse(error: &clap::Error) -> ExitCode {
-    let _ = error.print();
-    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
-        return ExitCode::SUCCESS;
-    }
-    let runs = std::env::args()
-        .skip(1)
-        .find(|word| !word.starts_with('-'))
-        .is_some_and(|word| word == "run");
-    ExitCode::from(if runs { 125 } else { 1 })
 }
 
 async fn dispatch(cli: Cli) -> Result<u8> {

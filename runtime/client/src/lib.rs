@@ -36,13 +36,12 @@ pub use lines::read_lines;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Nothing answers there.
-    #[error("Cannot connect to the Docker daemon at {host}. Is the docker daemon running?")]
+    #[error("{}", cannot_connect(host, reason))]
     Connect {
         /// Where.
         host: String,
         /// Why.
-        #[source]
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     /// The engine refused.
     #[error("Error response from daemon: {message}")]
@@ -63,6 +62,18 @@ impl Error {
         match self {
             Self::Api { status, .. } => Some(*status),
             _ => None,
+        }
+    }
+}
+
+/// Docker's words, which leave out the reason unless it helps.
+fn cannot_connect(host: &str, reason: &std::io::Error) -> String {
+    match reason.kind() {
+        std::io::ErrorKind::PermissionDenied => format!(
+            "permission denied while trying to connect to the Docker daemon socket at {host}"
+        ),
+        _ => {
+            format!("Cannot connect to the Docker daemon at {host}. Is the docker daemon running?")
         }
     }
 }
@@ -255,7 +266,7 @@ impl Client {
     }
 
     async fn execute(&self, request: Request<Body>) -> Result<Response<Incoming>> {
-        let connect = |source| Error::Connect { host: self.host.to_string(), source };
+        let connect = |reason| Error::Connect { host: self.host.to_string(), reason };
         let answer = match &self.host {
             Host::Unix(path) => {
                 exchange(UnixStream::connect(path).await.map_err(connect)?, request).await
