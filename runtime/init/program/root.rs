@@ -13,16 +13,39 @@ pub struct Root {
     /// The root mount, or where we are before there is one.
     pub fd: i32,
     /// A verified null device.
-    pub null: i32,
+    null: Cover,
     /// Our procfs, free of other mounts as long as sysctls are written.
     pub proc: i32,
     /// An empty read-only filesystem.
-    pub empty: i32,
+    empty: Cover,
+}
+
+/// What masked paths are covered with.
+struct Cover {
+    mount: i32,
+    /// It lies somewhere already; before Linux 6.15 only such mounts are copied.
+    used: bool,
+}
+
+impl Cover {
+    const NONE: Self = Self { mount: -1, used: false };
+
+    fn put_on(&mut self, place: i32) -> Answer<()> {
+        if !self.used {
+            move_mount(self.mount, place)?;
+            self.used = true;
+            return Ok(());
+        }
+        let copy = clone_mount(self.mount, false)?;
+        move_mount(copy, place)?;
+        close(copy);
+        Ok(())
+    }
 }
 
 impl Root {
     pub fn new() -> Self {
-        Self { fd: -1, null: -1, proc: -1, empty: -1 }
+        Self { fd: -1, null: Cover::NONE, proc: -1, empty: Cover::NONE }
     }
 
     /// The root; opened where the process has joined a namespace that has one.
@@ -121,15 +144,12 @@ impl Root {
         close(here);
         sys!(FCHDIR, mount)?;
         sys!(PIVOT_ROOT, c".".as_ptr(), c".".as_ptr())?;
-        self.fd = mount;
-        Ok(())
-    }
-
-    pub fn detach_old(&mut self) -> Answer<()> {
-        let root = self.fd()?;
-        sys!(FCHDIR, root)?;
+        // The old root now lies on the new one. It goes before any name is
+        // looked up: ".." at the root steps onto what is mounted there, also
+        // for openat2 with RESOLVE_IN_ROOT, and a link of the image may say so.
         sys!(UMOUNT2, c".".as_ptr(), 2 /* MNT_DETACH */)?;
-        sys!(FCHDIR, root)?;
+        sys!(FCHDIR, mount)?;
+        self.fd = mount;
         Ok(())
     }
 
@@ -139,7 +159,9 @@ impl Root {
         if stat.mode & S_IFMT != S_IFCHR || stat.rdev != 0x103 {
             return Err(ENODEV);
         }
-        self.null = null;
+        // A copy that stays ours when the host's mounts are let go of.
+        self.null = Cover { mount: clone_mount(null, false)?, used: false };
+        close(null);
         Ok(())
     }
 
@@ -254,20 +276,16 @@ impl Root {
 
     pub fn mask(&mut self, path: &CStr) -> Answer<()> {
         let Some(place) = self.existing(path)? else { return Ok(()) };
-        let cover = if fstat(place)?.mode & S_IFMT == S_IFDIR {
-            if self.empty < 0 {
-                self.empty = new_mount(
-                    c"tmpfs",
-                    [c"size=0", c"nr_inodes=2", c"ro"].into_iter(),
-                    0xf, /* ro nosuid nodev noexec */
-                )?;
+        if fstat(place)?.mode & S_IFMT == S_IFDIR {
+            if self.empty.mount < 0 {
+                let options = [c"size=0", c"nr_inodes=2", c"ro"].into_iter();
+                self.empty.mount =
+                    new_mount(c"tmpfs", options, 0xf /* ro nosuid nodev noexec */)?;
             }
-            clone_mount(self.empty, false)?
+            self.empty.put_on(place)?;
         } else {
-            clone_mount(self.null, false)?
-        };
-        move_mount(cover, place)?;
-        close(cover);
+            self.null.put_on(place)?;
+        }
         close(place);
         Ok(())
     }
@@ -282,8 +300,11 @@ impl Root {
         Ok(())
     }
 
-    pub fn read_only_root(&mut self) -> Answer<()> {
-        mount_setattr(self.fd()?, c"", AT_EMPTY_PATH, 1, 0)
+    pub fn read_only_mount(&mut self, path: &CStr) -> Answer<()> {
+        let mount = self.open(path, O_PATH)?;
+        mount_setattr(mount, c"", AT_EMPTY_PATH, 1, 0)?;
+        close(mount);
+        Ok(())
     }
 
     pub fn chdir(&mut self, path: &CStr, create: bool) -> Answer<()> {

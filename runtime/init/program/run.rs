@@ -53,7 +53,6 @@ impl Launch {
                 let mount = self.fd(fd)?;
                 self.root.enter(mount)
             }
-            Op::DetachOld {} => root.detach_old(),
             Op::Mount { target, kind, source, flags, data, no_symlinks } => {
                 root.mount(target, kind, source, flags, data, no_symlinks)
             }
@@ -70,7 +69,7 @@ impl Launch {
             Op::Symlink { path, target } => root.symlink(path, target),
             Op::Mask { path } => root.mask(path),
             Op::ReadOnly { path } => root.read_only(path),
-            Op::ReadOnlyRoot {} => root.read_only_root(),
+            Op::ReadOnlyMount { path } => root.read_only_mount(path),
             Op::Hostname { name } => sys!(SETHOSTNAME, name.0.as_ptr(), name.0.len()).map(drop),
             Op::Domainname { name } => sys!(SETDOMAINNAME, name.0.as_ptr(), name.0.len()).map(drop),
             Op::Rlimit { resource, soft, hard } => {

@@ -203,14 +203,12 @@ ops! {
     /// Remembers the host's `/dev/null`, verified to be that device, as what
     /// masked files are covered with. Before [`Op::EnterRoot`].
     OpenNull = 3 {}
-    /// Makes a detached mount the root of the namespace; the old root stays
-    /// stacked on it, out of reach of names, until [`Op::DetachOld`].
+    /// Makes a detached mount the root of the namespace and lets go of the
+    /// host's mounts.
     EnterRoot = 4 {
         /// The mount.
         fd: Fd
     }
-    /// Lets go of the host's mounts.
-    DetachOld = 5 {}
     /// Mounts a new filesystem on a directory beneath the root, made if missing.
     Mount = 6 {
         /// Absolute path in the container.
@@ -287,8 +285,11 @@ ops! {
         /// Absolute path in the container.
         path: &'a CStr
     }
-    /// Makes the root mount read-only (not the mounts beneath).
-    ReadOnlyRoot = 15 {}
+    /// Makes the mount at a path read-only (not the mounts beneath).
+    ReadOnlyMount = 15 {
+        /// Absolute path in the container.
+        path: &'a CStr
+    }
     /// Sets the host name.
     Hostname = 16 {
         /// The name.

@@ -139,6 +139,9 @@ pub(crate) fn root(mounts: &[RootfsMount], spec: &Spec, bundle: &Path) -> Result
         [one] if one.kind == "overlay" => overlay(&one.options),
         [one] if matches!(one.kind.as_str(), "bind" | "none" | "") => {
             let has = |name: &str| one.options.iter().any(|option| option == name);
+            if has("ro") && !has("rbind") {
+                return overlay(&[format!("lowerdir={}", one.source.display())]);
+            }
             let mut wish = plain(one.source.clone(), has("rbind"));
             if has("ro") {
                 wish.attributes.0 = MountAttr::RDONLY;
@@ -201,9 +204,12 @@ fn overlay(options: &[String]) -> Result<OwnedFd, Error> {
         };
         result.map_err(|error| overlay_error(context.as_fd(), option, error))?;
     }
-    let count = layers.split(':').count();
+    // Without a writable layer there would be no place for mount points that
+    // the image does not have: a scratch image has no /proc. What is made there
+    // is in memory and dies with the mount.
+    let scratch = if upper { None } else { scratch(context.as_fd()) };
     // Overlayfs wants two layers or a writable one.
-    if count == 1 && !upper {
+    if layers.split(':').count() == 1 && !upper && scratch.is_none() {
         let mut wish = plain(PathBuf::from(layers), false);
         wish.attributes.0 = MountAttr::RDONLY;
         return bind(&wish);
@@ -228,6 +234,19 @@ fn overlay(options: &[String]) -> Result<OwnedFd, Error> {
         .map_err(|errno| overlay_error(context.as_fd(), "create", errno.into()))?;
     fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
         .map_err(|errno| Error::system("mount overlay", errno))
+}
+
+/// A writable layer in memory; none before Linux 6.13, which takes no
+/// descriptors for layers.
+fn scratch(context: BorrowedFd<'_>) -> Option<OwnedFd> {
+    let tmpfs = empty(0o755).ok()?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    for (name, dir) in [("upperdir", "upper"), ("workdir", "work")] {
+        rustix::fs::mkdirat(&tmpfs, dir, 0o755.into()).ok()?;
+        let dir = rustix::fs::openat(&tmpfs, dir, flags, Mode::empty()).ok()?;
+        fsconfig_set_fd(context, name, dir.as_fd()).ok()?;
+    }
+    Some(tmpfs)
 }
 
 fn layer(context: BorrowedFd<'_>, name: &str, dir: &Path) -> io::Result<()> {

@@ -3,12 +3,14 @@
 //! The order of a native launch, and why:
 //!
 //! 1. namespaces by path, session, propagation: nothing of ours reaches the host;
-//! 2. the root, entered at once: from here on names mean the container's files;
+//! 2. the root, entered at once and the host's mounts let go: from here on names
+//!    mean the container's files;
 //! 3. mounts in the specification's order; sysctls right after procfs, while
 //!    nothing lies on it; device nodes, links, terminal;
-//! 4. read-only and masked paths, the root read-only, the host's mounts let go;
-//! 5. working directory and executable are looked up, so that their absence is
-//!    an error of `create`; limits; **ready**, wait for go;
+//! 4. read-only and masked paths;
+//! 5. working directory (made if missing, so the root becomes read-only only
+//!    after it) and executable are looked up, so that their absence is an error
+//!    of `create`; limits; **ready**, wait for go;
 //! 6. keyring, umask, bounding set, identity, capabilities, descriptors closed,
 //!    signals, filter, exec. `SYS_ADMIN` stays until the filter is loaded where
 //!    no_new_privs is not set: the kernel wants one of the two.
@@ -152,9 +154,8 @@ fn native(
     }
     process::place(&mut ops, process, context, true)?;
     if read_only {
-        ops.push(Op::ReadOnlyRoot {});
+        ops.push(Op::ReadOnlyMount { path: c"/" });
     }
-    ops.push(Op::DetachOld {});
     match linux.rootfs_propagation().as_deref() {
         Some("shared" | "rshared") => ops.push(Op::Propagation { flags: MS_SHARED }),
         Some("slave" | "rslave") => ops.push(Op::Propagation { flags: MS_SLAVE }),

@@ -78,13 +78,12 @@ pub(super) fn create(
     ops.push(Op::Attach { fd, target: c"/rootfs" });
     let granted =
         launch.preopens.iter().any(|preopen| preopen.path == Path::new("/") && !preopen.read_only);
-    if !granted {
-        ops.push(Op::ReadOnly { path: c"/rootfs" });
-    }
     mounts(&mut ops, spec)?;
+    if !granted {
+        ops.push(Op::ReadOnlyMount { path: c"/rootfs" });
+    }
     names(&mut ops, spec, namespaces)?;
-    ops.push(Op::ReadOnlyRoot {});
-    ops.push(Op::DetachOld {});
+    ops.push(Op::ReadOnlyMount { path: c"/" });
     ops.push(Op::Chdir { path: c"/", create: false });
     steps::limits(&mut ops, process)?;
     ops.push(Op::Ready {});

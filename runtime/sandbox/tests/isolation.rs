@@ -1,0 +1,312 @@
+//! Attacks of RELIABILITY B.1, as far as the sandbox alone can answer them.
+
+mod common;
+
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use common::{Fixture, cgroup_left};
+use serde_json::json;
+
+#[test]
+fn r01_the_runtime_cannot_be_overwritten() {
+    // What runs before the program is in sealed memory; the program itself sees
+    // only itself behind /proc/self/exe.
+    let fixture = Fixture::script("echo up; sleep 1000");
+    let (stdio, _pipes) = common::pipes();
+    let created = fixture.create(stdio).expect("create");
+    let exe = fs::read_link(format!("/proc/{}/exe", created.pid())).expect("exe");
+    assert!(exe.to_string_lossy().starts_with("/memfd:knarr-init"), "{exe:?}");
+    let write = fs::OpenOptions::new().write(true).open(format!("/proc/{}/exe", created.pid()));
+    let refused = match write {
+        Err(_) => true,
+        Ok(mut file) => std::io::Write::write(&mut file, b"x").is_err(),
+    };
+    assert!(refused);
+    drop(created);
+    let outcome = Fixture::script("readlink /proc/self/exe; readlink /proc/1/exe").run();
+    assert_eq!(outcome.stdout, "/bin/busybox\n/bin/busybox\n");
+    // With init, process 1 is the sealed copy.
+    let script =
+        "for i in $(seq 20); do echo x > /proc/1/exe && echo WRITTEN; done; readlink /proc/1/exe";
+    let fixture = Fixture::script(script).set("/annotations", json!({ "dev.knarr.init": "true" }));
+    let outcome = fixture.run();
+    assert!(!outcome.stdout.contains("WRITTEN"), "{outcome:?}");
+}
+
+#[test]
+fn r02_no_descriptor_leaks_and_no_working_directory_leads_out() {
+    let outcome = Fixture::script("ls /proc/self/fd").run();
+    assert_eq!(outcome.stdout, "0\n1\n2\n3\n", "3 is the directory that ls reads");
+    for number in 3..120 {
+        let fixture = Fixture::new(&["/bin/pwd"])
+            .set("/process/cwd", json!(format!("/proc/self/fd/{number}")));
+        let outcome = fixture.try_run();
+        assert!(outcome.is_err(), "{number}: {outcome:?}");
+    }
+    let fixture = Fixture::script("echo up; sleep 1000");
+    let (container, mut pipes) = fixture.start().expect("start");
+    pipes.line();
+    assert_eq!(fixture.exec(&container, "ls /proc/self/fd").expect("exec").stdout, "0\n1\n2\n3\n");
+    for number in 3..120 {
+        let mut process = fixture.process();
+        process.set_cwd(format!("/proc/self/fd/{number}").into());
+        assert!(fixture.exec_process(&container, &process).is_err(), "{number}");
+    }
+    container.delete().expect("delete");
+}
+
+#[test]
+fn r03_masks_do_not_follow_what_the_image_calls_dev_null() {
+    let pattern = fs::read_to_string("/proc/sys/kernel/core_pattern").expect("core_pattern");
+    let fixture = Fixture::script(
+        "echo evil > /proc/kcore; echo evil > /proc/keys; head -c1 /proc/timer_list | wc -c; cat /proc/sys/kernel/core_pattern",
+    );
+    fs::remove_dir(fixture.lower().join("dev")).expect("dev");
+    fs::create_dir(fixture.lower().join("dev")).expect("dev");
+    symlink("/proc/sys/kernel/core_pattern", fixture.lower().join("dev/null")).expect("link");
+    let outcome = fixture.run();
+    assert_eq!(outcome.stdout, format!("0\n{pattern}"), "{outcome:?}");
+    assert_eq!(fs::read_to_string("/proc/sys/kernel/core_pattern").expect("core_pattern"), pattern);
+}
+
+#[test]
+fn r04_the_console_is_ours_whatever_the_image_says() {
+    for target in ["/proc/sys/kernel/core_pattern", "/etc/canary", "pts/99"] {
+        let fixture = Fixture::script("tty; cat /etc/canary").set("/process/terminal", json!(true));
+        fs::write(fixture.lower().join("etc/canary"), "alive\n").expect("canary");
+        symlink(target, fixture.lower().join("dev/console")).expect("link");
+        let mut created =
+            fixture.create(knarr_sandbox::Stdio::Terminal { rows: 0, cols: 0 }).expect("create");
+        let mut console = fs::File::from(created.console().expect("console"));
+        let container = created.start().expect("start");
+        let mut text = String::new();
+        let _ = std::io::Read::read_to_string(&mut console, &mut text);
+        assert!(text.contains("/dev/pts/0") && text.contains("alive"), "{text}");
+        container.init().wait_blocking().expect("wait");
+        container.delete().expect("delete");
+    }
+}
+
+#[test]
+fn r05_sysctls_reach_the_kernel_and_nothing_else() {
+    let fixture = Fixture::script(
+        "cat /proc/sys/net/ipv4/ip_unprivileged_port_start; cat /proc/sys/kernel/shmmni; echo 1 > /proc/sys/net/ipv4/ip_forward",
+    )
+    .set("/linux/sysctl", json!({ "net.ipv4.ip_unprivileged_port_start": "7", "kernel.shmmni": "4242" }));
+    let outcome = fixture.run();
+    assert_eq!(outcome.stdout, "7\n4242\n");
+    assert!(outcome.stderr.contains("Read-only file system"), "{outcome:?}");
+    // An image whose /proc is a link gets no container.
+    let fixture = Fixture::new(&["/bin/true"]);
+    fs::remove_dir(fixture.lower().join("proc")).expect("proc");
+    symlink("/tmp", fixture.lower().join("proc")).expect("link");
+    let error = fixture.try_run().expect_err("a link");
+    assert!(error.to_string().contains("mount proc on \"/proc\""), "{error}");
+    let wrong = Fixture::new(&["/bin/true"]).set("/linux/sysctl", json!({ "net.ipv4.nope": "1" }));
+    let error = wrong.try_run().expect_err("no such sysctl").to_string();
+    assert_eq!(error, "set sysctl net.ipv4.nope=1: no such file or directory");
+}
+
+#[test]
+fn r06_directories_that_are_links_stay_beneath_the_root() {
+    let evil = tempfile::tempdir().expect("tempdir");
+    let up = format!("../../../../../../../..{}", evil.path().display());
+    for name in ["dev", "etc", "tmp"] {
+        let source = tempfile::NamedTempFile::new().expect("file");
+        let fixture = Fixture::new(&["/bin/true"]).mount(json!({
+            "destination": format!("/{name}/resolv.conf"), "type": "bind",
+            "source": source.path(), "options": ["rbind"],
+        }));
+        fs::remove_dir_all(fixture.lower().join(name)).expect("remove");
+        symlink(&up, fixture.lower().join(name)).expect("link");
+        // Beneath the root it may work or not; outside nothing happens.
+        let _ = fixture.try_run();
+        let found: Vec<_> = fs::read_dir(evil.path()).expect("evil").flatten().collect();
+        assert!(found.is_empty(), "{name}: {found:?}");
+        assert_eq!(cgroup_left(&fixture.id), Vec::<PathBuf>::new());
+    }
+}
+
+#[test]
+fn r07_a_swapped_mount_point_never_leads_out() {
+    let shared = tempfile::tempdir().expect("shared");
+    let outside = tempfile::tempdir().expect("outside");
+    let shared_path = shared.path().canonicalize().expect("path");
+    fs::create_dir_all(shared_path.join("a/b")).expect("dir");
+    symlink(outside.path(), shared_path.join("swap")).expect("link");
+    let stop = Arc::new(AtomicBool::new(false));
+    let swapper = std::thread::spawn({
+        let (stop, dir) = (stop.clone(), fs::File::open(&shared_path).expect("dir"));
+        move || {
+            while !stop.load(Ordering::Relaxed) {
+                let flags = rustix::fs::RenameFlags::EXCHANGE;
+                rustix::fs::renameat_with(&dir, "a", &dir, "swap", flags).expect("exchange");
+            }
+        }
+    });
+    let fixture = Fixture::new(&["/bin/true"])
+        .mount(json!({ "destination": "/s", "type": "bind", "source": shared_path, "options": ["rbind"] }))
+        .mount(json!({ "destination": "/s/a/b/c", "type": "tmpfs", "source": "tmpfs", "options": ["size=4k"] }));
+    let (mut good, mut bad) = (0, 0);
+    for _ in 0..100 {
+        match fixture.try_run() {
+            Ok(_) => good += 1,
+            Err(_) => bad += 1,
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    swapper.join().expect("swapper");
+    assert_eq!(fs::read_dir(outside.path()).expect("outside").count(), 0, "{good} {bad}");
+    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+    assert!(!mounts.contains(&*outside.path().to_string_lossy()));
+}
+
+#[test]
+fn r08_release_agents_are_out_of_reach() {
+    let script = "find /sys/fs/cgroup -name release_agent; ls /sys/fs/cgroup/memory >/dev/null && echo seen; \
+        for d in /sys/fs/cgroup/*; do mkdir $d/x 2>/dev/null && echo MADE; done; \
+        mount -o remount,rw /sys/fs/cgroup 2>/dev/null && echo REMOUNTED; \
+        mount -t cgroup -o memory none /tmp 2>/dev/null && echo MOUNTED; \
+        unshare -Urm true 2>/dev/null && echo UNSHARED; true";
+    let outcome = Fixture::script(script).run();
+    let wanted = if Path::new("/sys/fs/cgroup/memory").exists() { "seen\n" } else { "" };
+    assert_eq!(outcome.stdout, wanted, "{outcome:?}");
+}
+
+#[test]
+fn r09_the_kernel_s_knobs_are_masked_or_read_only() {
+    let script = "for f in /proc/sysrq-trigger /proc/sys/kernel/core_pattern /proc/sys/vm/panic_on_oom \
+        /sys/kernel/uevent_helper /sys/class/net/lo/mtu /proc/irq/default_smp_affinity /proc/kcore /proc/keys /proc/timer_list /proc/interrupts; \
+        do if [ -e $f ]; then (echo 0 > $f) 2>/dev/null && [ $(wc -c < $f) != 0 ] && echo WRITTEN $f; fi; done; \
+        for f in /proc/kcore /proc/keys /proc/timer_list /proc/interrupts; do [ -e $f ] && head -c 10 $f | wc -c; done; \
+        ls /proc/acpi /sys/firmware /proc/scsi 2>/dev/null | grep -v : | grep . ; true";
+    let outcome = Fixture::script(script).run();
+    assert!(!outcome.stdout.contains("WRITTEN"), "{outcome:?}");
+    assert!(outcome.stdout.lines().all(|line| line == "0"), "{outcome:?}");
+}
+
+#[test]
+fn r11_namespaces_cannot_be_made_from_inside() {
+    let script = "for n in -m -u -i -n -p -U -C -T; do unshare $n true 2>/dev/null && echo MADE $n; done; \
+        mount -t tmpfs x /tmp 2>/dev/null && echo MOUNTED; hostname evil 2>/dev/null && echo NAMED; true";
+    let outcome = Fixture::script(script).run();
+    assert_eq!(outcome.stdout, "", "{outcome:?}");
+}
+
+#[test]
+fn r14_what_comes_in_cannot_be_looked_at() {
+    // The names of its descriptors may be listed, but nothing behind them seen.
+    let hunter = "echo up; while :; do for p in /proc/[0-9]*; do \
+        c=$(cat $p/comm 2>/dev/null); [ \"$c\" = knarr-init ] || continue; \
+        case $(readlink $p/exe) in *memfd*) echo SEEN $p;; esac; \
+        for f in 0 3 4 100; do case $(readlink $p/fd/$f) in *mnt*|*memfd*|*socket*|*pidfd*) echo STOLEN $p/$f;; esac; done; \
+        done 2>/dev/null; done";
+    let fixture = Fixture::script(hunter);
+    let (container, mut pipes) = fixture.start().expect("start");
+    assert_eq!(pipes.line(), "up");
+    for _ in 0..100 {
+        fixture.exec(&container, "true").expect("exec");
+    }
+    container.delete().expect("delete");
+    let (stdout, _) = pipes.read();
+    // Root with DAC_OVERRIDE but without SYS_PTRACE.
+    assert_eq!(stdout, "");
+}
+
+#[test]
+fn r15_capabilities_and_groups_are_exactly_those_asked_for() {
+    let status =
+        "grep -E '^(Cap|Groups|NoNewPrivs|Seccomp):|^Cap|^Groups' /proc/self/status | tr '\\t' ' '";
+    let outcome = Fixture::script(status).run();
+    for line in [
+        "CapInh: 0000000000000000",
+        "CapPrm: 00000000a80425fb",
+        "CapEff: 00000000a80425fb",
+        "CapBnd: 00000000a80425fb",
+        "CapAmb: 0000000000000000",
+        "Groups: 0",
+        "NoNewPrivs: 0",
+        "Seccomp: 2",
+    ] {
+        assert!(outcome.stdout.lines().any(|l| l.trim() == line), "{line}: {}", outcome.stdout);
+    }
+    let user = Fixture::script(status)
+        .set("/process/user", json!({ "uid": 1000, "gid": 1000, "additionalGids": [4] }))
+        .set("/process/noNewPrivileges", json!(true))
+        .run();
+    for line in [
+        "CapInh: 0000000000000000",
+        "CapPrm: 0000000000000000",
+        "CapEff: 0000000000000000",
+        "CapBnd: 00000000a80425fb",
+        "CapAmb: 0000000000000000",
+        "Groups: 4 1000",
+        "NoNewPrivs: 1",
+    ] {
+        assert!(user.stdout.lines().any(|l| l.trim() == line), "{line}: {}", user.stdout);
+    }
+    let ambient = Fixture::script(status)
+        .set("/process/user", json!({ "uid": 1000, "gid": 1000 }))
+        .set(
+            "/process/capabilities",
+            json!({
+                "bounding": ["CAP_NET_BIND_SERVICE"], "permitted": ["CAP_NET_BIND_SERVICE"],
+                "effective": ["CAP_NET_BIND_SERVICE"], "ambient": ["CAP_NET_BIND_SERVICE"],
+            }),
+        )
+        .run();
+    assert!(ambient.stdout.contains("CapAmb: 0000000000000400"), "{}", ambient.stdout);
+    let none = Fixture::script(status).set("/process/capabilities", json!({})).run();
+    assert!(none.stdout.contains("CapBnd: 0000000000000000"), "{}", none.stdout);
+}
+
+#[test]
+fn r17_the_image_s_environment_steers_nothing_of_ours() {
+    let fixture = Fixture::script("echo ran").set(
+        "/process/env",
+        json!(["PATH=/bin", "LD_PRELOAD=/evil.so", "LD_AUDIT=/evil.so", "HOME=/x\ny"]),
+    );
+    assert_eq!(fixture.run().stdout, "ran\n");
+}
+
+#[test]
+fn r20_mounts_do_not_spread_to_the_host() {
+    let before = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+    let outside = tempfile::tempdir().expect("tempdir");
+    let path = outside.path().canonicalize().expect("path");
+    let admin = json!(["CAP_SYS_ADMIN"]);
+    let fixture = Fixture::script("mount -t tmpfs x /v && mount -t tmpfs y /tmp && echo mounted")
+        .set(
+            "/process/capabilities",
+            json!({ "bounding": admin, "permitted": admin, "effective": admin }),
+        )
+        .mount(
+            json!({ "destination": "/v", "type": "bind", "source": path, "options": ["rbind"] }),
+        );
+    assert_eq!(fixture.run().stdout, "mounted\n");
+    let shared = Fixture::new(&["/bin/true"]).mount(
+        json!({ "destination": "/v", "type": "bind", "source": path, "options": ["rbind", "rshared"] }),
+    );
+    if let Err(error) = shared.try_run() {
+        assert!(error.to_string().contains("not a shared mount"), "{error}");
+    }
+    let after = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+    let count =
+        |text: &str| text.lines().filter(|line| line.contains(&*path.to_string_lossy())).count();
+    assert_eq!(count(&before), count(&after));
+}
+
+#[test]
+fn r21_ipc_and_keyrings_are_private() {
+    let own = Fixture::script("echo secret > /dev/shm/x; ls /dev/shm");
+    assert_eq!(own.run().stdout, "x\n");
+    assert_eq!(Fixture::script("ls /dev/shm").run().stdout, "");
+}
