@@ -75,6 +75,8 @@ pub(crate) struct Task {
     execs: Mutex<HashMap<String, Arc<Process>>>,
     life: Mutex<Life>,
     paused: AtomicBool,
+    /// SIGKILL was sent: its end is only a matter of time.
+    killed: AtomicBool,
     wasm: bool,
     attach: Mutex<Option<tokio::task::AbortHandle>>,
 }
@@ -119,7 +121,7 @@ impl Task {
             start_time: child.start_time(),
             shim_pid: std::process::id(),
             socket: new.socket.to_owned(),
-            cgroup: created.container().cgroup().to_owned(),
+            cgroup: created.container().cgroup().path().to_owned(),
         };
         records::write(new.bundle, records::INIT, &record)
             .map_err(|error| Error::internal("write init.json", error))?;
@@ -130,6 +132,7 @@ impl Task {
             execs: Mutex::default(),
             life: Mutex::new(Life::Created(Box::new(created))),
             paused: AtomicBool::new(false),
+            killed: AtomicBool::new(false),
             wasm,
             attach: Mutex::default(),
         });
@@ -261,6 +264,7 @@ impl Task {
                 return Err(Error::not_found("process already finished: not found"));
             }
             if signal == Signal::KILL {
+                self.killed.store(true, Ordering::Relaxed);
                 self.thaw();
                 return self.with(Container::kill_all).map_err(|(_, error)| error);
             }
@@ -274,6 +278,9 @@ impl Task {
         if signal == Signal::KILL {
             // A frozen process (cgroup v1) does not even die.
             self.thaw();
+            if exec.is_empty() {
+                self.killed.store(true, Ordering::Relaxed);
+            }
         }
         Ok(())
     }
@@ -346,13 +353,18 @@ impl Task {
         Ok((process.pid(), process.exit()))
     }
 
-    /// Removes the container. It must have ended, or never have been started.
+    /// Removes the container. It must have ended, or be about to: killed, failed
+    /// to start, or never started.
     pub(crate) async fn delete(&self) -> Result<(u32, Exit)> {
         if self.init.exit().is_none() {
-            if !matches!(&*lock(&self.life), Life::Created(_)) {
+            let running = matches!(&*lock(&self.life), Life::Running(_));
+            if running && !self.killed.load(Ordering::Relaxed) {
                 return Err(Error::precondition(format!("container {} is still running", self.id)));
             }
-            self.init.kill(Signal::KILL)?;
+            if matches!(&*lock(&self.life), Life::Created(_)) {
+                // It may just have ended by itself.
+                let _ = self.init.kill(Signal::KILL);
+            }
         }
         let exit = self.init.wait().await?;
         match &mut *lock(&self.life) {

@@ -75,6 +75,16 @@ async fn a_task_that_was_never_started_can_be_deleted() {
 }
 
 #[tokio::test]
+async fn a_task_that_was_killed_can_be_deleted_at_once() {
+    let mut shim = Shim::start().await;
+    for all in [false, true] {
+        let task = shim.run(&run(&["sleep", "1000"])).await;
+        task.kill_exec("", 9, all).await.unwrap();
+        assert_eq!(task.delete().await.unwrap().exit_status, 137, "all: {all}");
+    }
+}
+
+#[tokio::test]
 async fn p11_what_cannot_be_executed_is_said_in_dockers_words() {
     let mut shim = Shim::start().await;
     for (args, words) in [

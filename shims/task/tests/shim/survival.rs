@@ -84,3 +84,27 @@ async fn an_idle_shim_is_small() {
     task.kill(9).await.unwrap();
     task.wait().await;
 }
+
+/// A measurement, not a promise: `cargo nextest run --run-ignored only speed`.
+#[tokio::test]
+#[ignore = "prints numbers"]
+async fn speed_of_create_to_wait() {
+    let mut shim = Shim::start().await;
+    let mut rounds = Vec::new();
+    for _ in 0..100 {
+        let began = std::time::Instant::now();
+        let task = shim.create(&run(&["true"])).await;
+        let created = began.elapsed();
+        task.start().await.unwrap();
+        let started = began.elapsed();
+        assert_eq!(task.wait().await, 0);
+        let waited = began.elapsed();
+        task.delete().await.unwrap();
+        rounds.push((waited, created, started, began.elapsed()));
+    }
+    rounds.sort();
+    let (waited, created, started, deleted) = rounds[rounds.len() / 2];
+    eprintln!(
+        "medians by Wait: created {created:?}, started {started:?}, waited {waited:?}, deleted {deleted:?}"
+    );
+}
