@@ -13,6 +13,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod evil_tar;
 pub mod fixtures;
 mod image;
 mod inventory;

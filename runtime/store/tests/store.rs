@@ -1,0 +1,782 @@
+//! The store against archives and streams that lie (RELIABILITY B.2).
+
+#[path = "../../../tests/harness/src/evil_tar.rs"]
+#[allow(dead_code)]
+mod evil_tar;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{Read, Write},
+    os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+};
+
+use evil_tar::{EvilTar, Header};
+use knarr_model::Digest;
+use knarr_store::{Error, Limits, Store, Unpacked};
+use proptest::prelude::*;
+use sha2::{Digest as _, Sha256};
+use tempfile::TempDir;
+
+/// Memory where there is some: the machine's disk is not what is tested.
+fn scratch() -> TempDir {
+    let memory = Path::new("/dev/shm");
+    let place = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+    tempfile::Builder::new().prefix("knarr-store-").tempdir_in(place).unwrap()
+}
+
+struct Fixture {
+    scratch: TempDir,
+    store: Arc<Store>,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let scratch = scratch();
+        let store = Arc::new(Store::open(&scratch.path().join("data")).unwrap());
+        Self { scratch, store }
+    }
+
+    fn unpack(&self, archive: &[u8]) -> Result<Unpacked, Error> {
+        self.store.unpack(archive, &Limits::default())
+    }
+
+    /// Unpacks and publishes; answers the layer's directory.
+    fn layer(&self, archive: &[u8]) -> PathBuf {
+        let unpacked = self.unpack(archive).unwrap();
+        let diff_id = unpacked.diff_id();
+        assert_eq!(diff_id, digest(archive));
+        unpacked.publish().unwrap();
+        self.store.layer_path(&diff_id)
+    }
+
+    /// Nothing is left of what was refused.
+    fn assert_clean(&self) {
+        let left: Vec<_> =
+            fs::read_dir(self.scratch.path().join("data/ingest")).unwrap().flatten().collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+
+    fn refused(&self, archive: &[u8], word: &str) {
+        let error = self.unpack(archive).map(|_| ()).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains(word), "want {word:?} in {text:?}");
+        assert!(error.is_content(), "{text}");
+        self.assert_clean();
+    }
+}
+
+fn digest(bytes: &[u8]) -> Digest {
+    Digest::from_bytes(Sha256::digest(bytes).into())
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// Everything about a tree that an image must keep.
+fn tree(root: &Path) -> BTreeMap<PathBuf, String> {
+    let mut found = BTreeMap::new();
+    let mut inodes = BTreeMap::<u64, PathBuf>::new();
+    let mut pending = vec![root.to_owned()];
+    while let Some(path) = pending.pop() {
+        let metadata = fs::symlink_metadata(&path).unwrap();
+        let kind = metadata.file_type();
+        let name = path.strip_prefix(root).unwrap().to_owned();
+        let mut text = format!(
+            "{:o} {}:{} {}.{}",
+            metadata.mode(),
+            metadata.uid(),
+            metadata.gid(),
+            metadata.mtime(),
+            metadata.mtime_nsec()
+        );
+        if kind.is_dir() {
+            pending.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        } else if kind.is_symlink() {
+            text += &format!(" -> {:?}", fs::read_link(&path).unwrap());
+        } else if kind.is_file() {
+            let content = fs::read(&path).unwrap();
+            text += &format!(" {} {}", content.len(), digest(&content).hex());
+        } else {
+            text += &format!(" device {:x}", metadata.rdev());
+        }
+        if !kind.is_dir() && metadata.nlink() > 1 {
+            let first = inodes.entry(metadata.ino()).or_insert_with(|| name.clone()).clone();
+            text += &format!(" links {}", metadata.nlink());
+            // The first of a group in the order of names, not of the walk.
+            let first = first.min(name.clone());
+            inodes.insert(metadata.ino(), first);
+        }
+        found.insert(name, text);
+    }
+    found
+}
+
+fn is_whiteout(path: &Path) -> bool {
+    fs::symlink_metadata(path)
+        .is_ok_and(|metadata| metadata.file_type().is_char_device() && metadata.rdev() == 0)
+}
+
+fn is_opaque(path: &Path) -> bool {
+    let mut value = [0u8; 4];
+    let read = rustix::fs::getxattr(path, "trusted.overlay.opaque", &mut value[..]);
+    matches!(read, Ok(1)) && value[0] == b'y'
+}
+
+// --- I01 to I08: extraction ---------------------------------------------------
+
+#[test]
+fn i01_names_never_leave_the_layer() {
+    let fixture = Fixture::new();
+    let canary = fixture.scratch.path().join("canary");
+    fs::write(&canary, "kept").unwrap();
+    let absolute = canary.display().to_string();
+    for bad in ["../x", "a/../../x", "..", "a/..", "/../canary", "", "./..", "a/./../b"] {
+        let archive = EvilTar::new().file("ok", b"").file(bad, b"evil").finish();
+        fixture.refused(&archive, "its name");
+        let archive = EvilTar::new().pax(&[("path", bad.as_bytes())]).file("x", b"evil").finish();
+        fixture.refused(&archive, "its name");
+    }
+    let up = "../".repeat(60) + "etc/knarr-evil";
+    for kind in *b"LK" {
+        let archive = EvilTar::new().long(kind, up.as_bytes()).hard_link("x", "y").finish();
+        fixture.refused(&archive, "");
+    }
+    let layer = fixture.layer(
+        &EvilTar::new()
+            .directory("./")
+            .directory("/")
+            .file(&absolute, b"inside")
+            .file("//b//c/./d", b"deep")
+            .finish(),
+    );
+    assert_eq!(fs::read_to_string(&canary).unwrap(), "kept");
+    assert_eq!(fs::read_to_string(layer.join(&absolute[1..])).unwrap(), "inside");
+    assert_eq!(fs::read_to_string(layer.join("b/c/d")).unwrap(), "deep");
+    assert!(!Path::new("/etc/knarr-evil").exists());
+}
+
+#[test]
+fn i02_symlink_parent_is_refused() {
+    let fixture = Fixture::new();
+    let victim = fixture.scratch.path().join("victim");
+    fs::create_dir(&victim).unwrap();
+    let target = victim.display().to_string();
+    let refused = "symbolic link";
+    for archive in [
+        EvilTar::new().symlink("d", &target).file("d/passwd", b"evil"),
+        EvilTar::new().symlink("a", &target).symlink("b", "a").file("b/passwd", b"evil"),
+        EvilTar::new().symlink("d", "/").file("d/etc/passwd", b"evil"),
+        EvilTar::new().symlink("d", "..").directory("d/x"),
+        EvilTar::new().directory("in").symlink("d", "in").file("d/x", b"inside, yet refused"),
+        EvilTar::new().symlink("d", &target).symlink("d/x", "y"),
+        EvilTar::new().symlink("d", &target).node(b'6', "d/pipe", 0, 0),
+        EvilTar::new().symlink("d", &target).file("d/.wh.x", b""),
+        EvilTar::new().symlink("d", &target).file("d/.wh..wh..opq", b""),
+        EvilTar::new().file("f", b"").file("f/x", b"below a file"),
+        // A directory that becomes a link after its descriptor was kept.
+        EvilTar::new()
+            .directory("d")
+            .file("d/one", b"")
+            .symlink("d", &target)
+            .file("d/two", b"evil"),
+    ] {
+        fixture.refused(&archive.finish(), refused);
+    }
+    assert_eq!(fs::read_dir(&victim).unwrap().count(), 0);
+
+    // Across layers: each is its own directory, so the link of one is none in the other.
+    fixture.layer(&EvilTar::new().symlink("d", &target).finish());
+    let upper = fixture.layer(&EvilTar::new().file("d/passwd", b"inside").finish());
+    assert_eq!(fs::read_to_string(upper.join("d/passwd")).unwrap(), "inside");
+    assert_eq!(fs::read_dir(&victim).unwrap().count(), 0);
+}
+
+#[test]
+fn i02_final_symlinks_are_replaced_not_followed() {
+    let fixture = Fixture::new();
+    let canary = fixture.scratch.path().join("canary");
+    fs::write(&canary, "kept").unwrap();
+    let target = canary.display().to_string();
+    let layer = fixture.layer(
+        &EvilTar::new()
+            .symlink("f", &target)
+            .file("f", b"mine")
+            .symlink("n", &target)
+            .node(b'6', "n", 0, 0)
+            .finish(),
+    );
+    assert_eq!(fs::read_to_string(&canary).unwrap(), "kept");
+    assert_eq!(fs::read_to_string(layer.join("f")).unwrap(), "mine");
+    assert!(fs::symlink_metadata(layer.join("n")).unwrap().file_type().is_fifo());
+}
+
+#[test]
+fn i03_hard_links_stay_inside() {
+    let fixture = Fixture::new();
+    let canary = fixture.scratch.path().join("canary");
+    fs::write(&canary, "kept").unwrap();
+    let outside = canary.display().to_string();
+    fixture.layer(&EvilTar::new().file("earlier", b"other layer").finish());
+    for (archive, word) in [
+        (EvilTar::new().hard_link("h", &outside), "not in this layer"),
+        (EvilTar::new().hard_link("h", "../../canary"), "hard link"),
+        (EvilTar::new().hard_link("h", "earlier"), "not in this layer"),
+        (EvilTar::new().file("h", b"").hard_link("h", "./h"), "itself"),
+        (EvilTar::new().hard_link("h", ""), "hard link"),
+        (EvilTar::new().hard_link("h", "/"), "root"),
+        (EvilTar::new().directory("d").hard_link("h", "d"), "directory"),
+        (EvilTar::new().symlink("s", &outside).hard_link("h", "s/x"), "no directory"),
+        (EvilTar::new().symlink("s", "/etc").hard_link("h", "s/passwd"), "symbolic link"),
+        (EvilTar::new().file(".wh.w", b"").hard_link("h", "w"), "not in this layer"),
+        (EvilTar::new().file("d/x", b"").hard_link("d", "d/x"), "not in this layer"),
+    ] {
+        fixture.refused(&archive.finish(), word);
+    }
+    // A link to a symbolic link is the link itself, not what it points at.
+    let layer = fixture.layer(
+        &EvilTar::new()
+            .symlink("s", &outside)
+            .hard_link("h", "s")
+            .file("a", b"one")
+            .hard_link("dir/b", "/a")
+            .finish(),
+    );
+    assert_eq!(fs::read_link(layer.join("h")).unwrap(), canary);
+    assert_eq!(fs::metadata(&canary).unwrap().nlink(), 1);
+    let [a, b] = ["a", "dir/b"].map(|name| fs::metadata(layer.join(name)).unwrap());
+    assert_eq!((a.ino(), a.nlink()), (b.ino(), 2));
+}
+
+#[test]
+fn i04_metadata_never_goes_through_a_link() {
+    let fixture = Fixture::new();
+    let canary = fixture.scratch.path().join("canary");
+    fs::create_dir(&canary).unwrap();
+    let file = canary.join("file");
+    fs::write(&file, "kept").unwrap();
+    let before = tree(&canary);
+    let (target, inner) = (canary.display().to_string(), file.display().to_string());
+    let evil = |kind, name: &str| {
+        let mut header = Header::new(kind, name.as_bytes());
+        header.owner(0o6777, 1234, 1234);
+        header
+    };
+    let archive = EvilTar::new()
+        .symlink("d", &target)
+        .entry(&evil(b'5', "d"), b"")
+        .entry(evil(b'2', "s").link(inner.as_bytes()), b"")
+        .pax(&[("SCHILY.xattr.security.capability", b"junk of no meaning!!")])
+        .entry(evil(b'2', "t").link(inner.as_bytes()), b"")
+        .finish();
+    // The capability is malformed or not allowed on a link; either way the
+    // canary is as it was.
+    let _ = fixture.unpack(&archive);
+    let archive = EvilTar::new()
+        .symlink("d", &target)
+        .entry(&evil(b'5', "d"), b"")
+        .entry(evil(b'2', "s").link(inner.as_bytes()), b"")
+        .pax(&[("SCHILY.xattr.user.evil", b"1")])
+        .entry(evil(b'2', "t").link(inner.as_bytes()), b"")
+        .hard_link("h", "s")
+        .entry(&evil(b'0', "h"), b"")
+        .finish();
+    let layer = fixture.layer(&archive);
+    assert_eq!(tree(&canary), before);
+    assert!(fs::symlink_metadata(layer.join("d")).unwrap().is_dir());
+    let link = fs::symlink_metadata(layer.join("s")).unwrap();
+    assert_eq!((link.uid(), link.mtime()), (1234, 1_000_000_000));
+}
+
+#[test]
+fn i05_whiteouts_mean_the_same_in_every_order() {
+    let fixture = Fixture::new();
+    type Step = fn(EvilTar) -> EvilTar;
+    let steps: [Step; 5] = [
+        |t| t.file(".wh.gone", b""),
+        |t| t.file("dir/.wh..wh..opq", b""),
+        |t| t.file("dir/new", b"x"),
+        |t| t.file("again/x", b"y"),
+        |t| t.file(".wh.again", b""),
+    ];
+    for turn in 0..steps.len() {
+        for flip in [false, true] {
+            let mut order: Vec<usize> = (0..steps.len()).collect();
+            order.rotate_left(turn);
+            if flip {
+                order.reverse();
+            }
+            let archive = order.iter().fold(EvilTar::new(), |tar, at| steps[*at](tar)).finish();
+            let layer = fixture.layer(&archive);
+            assert!(is_whiteout(&layer.join("gone")), "{order:?}");
+            assert!(is_opaque(&layer.join("dir")), "{order:?}");
+            assert!(layer.join("dir/new").is_file());
+            // Removed and made anew: a directory that hides what was below.
+            assert!(is_opaque(&layer.join("again")), "{order:?}");
+            assert!(layer.join("again/x").is_file());
+            assert!(!layer.join(".wh.gone").exists());
+        }
+    }
+    // A file of the same layer hides the lower one by itself, in both orders.
+    for archive in [
+        EvilTar::new().file("f", b"new").file(".wh.f", b""),
+        EvilTar::new().file(".wh.f", b"").file("f", b"new"),
+    ] {
+        let layer = fixture.layer(&archive.finish());
+        assert_eq!(fs::read_to_string(layer.join("f")).unwrap(), "new");
+    }
+}
+
+#[test]
+fn i05_only_exact_whiteouts_are_taken() {
+    let fixture = Fixture::new();
+    for (name, word) in [
+        (".wh.", "whiteout"),
+        (".wh..", "whiteout"),
+        (".wh...", "whiteout"),
+        (".wh..wh.x", "whiteout"),
+        (".wh.a/b", "whiteout"),
+        ("d/.wh..", "whiteout"),
+        (".wh./x", "whiteout"),
+    ] {
+        fixture.refused(&EvilTar::new().file(name, b"").finish(), word);
+    }
+    fixture.refused(&EvilTar::new().symlink(".wh.x", "/etc").finish(), "regular file");
+    fixture.refused(&EvilTar::new().directory(".wh.x").finish(), "regular file");
+    // aufs' bookkeeping in very old images is left out.
+    let old = EvilTar::new().directory(".wh..wh.plnk").file(".wh..wh.plnk/1.2", b"").file("a", b"");
+    let layer = fixture.layer(&old.finish());
+    assert_eq!(fs::read_dir(layer).unwrap().count(), 1);
+}
+
+#[test]
+fn i06_nodes_and_attributes() {
+    let fixture = Fixture::new();
+    for key in ["trusted.overlay.redirect", "trusted.overlay.metacopy", "user.overlay.opaque"] {
+        let archive = EvilTar::new()
+            .pax(&[(&format!("SCHILY.xattr.{key}"), b"/../../etc")])
+            .directory("d")
+            .finish();
+        fixture.refused(&archive, "overlayfs");
+    }
+    fixture.refused(&EvilTar::new().node(b'3', "w", 0, 0).finish(), "0:0");
+    // VFS_CAP_REVISION_2 with CAP_NET_RAW permitted and effective.
+    let capability: &[u8] = &[1, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let mut setuid = Header::new(b'0', b"su");
+    setuid.owner(0o4755, 12, 34).size(2);
+    let archive = EvilTar::new()
+        .node(b'3', "null", 1, 3)
+        .node(b'4', "disk", 8, 0)
+        .node(b'6', "pipe", 0, 0)
+        .entry(&setuid, b"su")
+        .pax(&[
+            ("SCHILY.xattr.security.capability", capability),
+            ("SCHILY.xattr.user.note", b"\0\n="),
+            ("SCHILY.xattr.trusted.other", b"left out"),
+            ("SCHILY.xattr.security.selinux", b"left out"),
+        ])
+        .file("ping", b"ping")
+        .finish();
+    let layer = fixture.layer(&archive);
+    let stat = |name: &str| fs::symlink_metadata(layer.join(name)).unwrap();
+    assert_eq!((stat("null").rdev(), stat("disk").rdev()), (0x103, 0x800));
+    assert_eq!(stat("null").mode() & 0o7777, 0o644);
+    assert!(stat("pipe").file_type().is_fifo());
+    assert_eq!((stat("su").mode() & 0o7777, stat("su").uid(), stat("su").gid()), (0o4755, 12, 34));
+    let get = |key: &str| {
+        let mut value = vec![0; 64];
+        let read = rustix::fs::getxattr(layer.join("ping"), key, &mut value[..]);
+        read.map(|length| value[..length].to_vec())
+    };
+    assert_eq!(get("security.capability").unwrap(), capability);
+    // tmpfs of older kernels has no user attributes.
+    assert!(get("user.note").map_or(true, |value| value == b"\0\n="));
+    assert!(get("trusted.other").is_err() && get("security.selinux").is_err());
+}
+
+#[test]
+fn i07_headers_that_lie_are_errors() {
+    let fixture = Fixture::new();
+    let file = |edit: fn(&mut Header)| {
+        let mut header = Header::new(b'0', b"f");
+        edit(&mut header);
+        EvilTar::new().entry(&header, b"").finish()
+    };
+    let mut negative = vec![0xff; 12];
+    negative[11] = 0xfe;
+    let mut huge = vec![0x80; 1];
+    huge.extend([0x7f; 11]);
+    let negative_size = {
+        let mut header = Header::new(b'0', b"f");
+        header.put(124, &negative);
+        EvilTar::new().entry(&header, b"").finish()
+    };
+    let huge_size = {
+        let mut header = Header::new(b'0', b"f");
+        header.put(124, &huge);
+        EvilTar::new().entry(&header, b"").finish()
+    };
+    let mut checksum = EvilTar::new().file("f", b"x").finish();
+    checksum[0] ^= 1;
+    let long = vec![b'n'; 1 << 20];
+    let deep = "d/".repeat(5000);
+    let cases: Vec<(&str, Vec<u8>)> = vec![
+        ("negative size", negative_size),
+        ("huge size", huge_size),
+        (
+            "size beyond the end",
+            file(|h| {
+                h.size(1 << 30);
+            }),
+        ),
+        (
+            "not a number",
+            file(|h| {
+                h.put(124, b"9999z");
+            }),
+        ),
+        (
+            "owner out of range",
+            file(|h| {
+                h.put(108, &[0x80, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]);
+            }),
+        ),
+        ("wrong checksum", checksum),
+        ("unknown type", EvilTar::new().entry(&Header::new(b'Z', b"f"), b"").finish()),
+        ("sparse", EvilTar::new().entry(&Header::new(b'S', b"f"), b"").finish()),
+        ("pax sparse", EvilTar::new().pax(&[("GNU.sparse.map", b"0,1")]).file("f", b"").finish()),
+        ("pax size", EvilTar::new().pax(&[("size", b"99999999999")]).file("f", b"x").finish()),
+        ("pax size negative", EvilTar::new().pax(&[("size", b"-1")]).file("f", b"x").finish()),
+        (
+            "two pax",
+            EvilTar::new().pax(&[("path", b"a")]).pax(&[("path", b"b")]).file("f", b"").finish(),
+        ),
+        ("pax at the end", EvilTar::new().pax(&[("path", b"a")]).finish()),
+        ("long name of 1 MiB", EvilTar::new().long(b'L', &long).file("f", b"").finish()),
+        ("long name of 2 GiB", {
+            let mut header = Header::new(b'L', b"l");
+            header.size(2 << 30);
+            EvilTar::new().entry(&header, b"").finish()
+        }),
+        (
+            "name beyond PATH_MAX",
+            EvilTar::new().long(b'L', deep.as_bytes()).directory("x").finish(),
+        ),
+        ("name with a zero", EvilTar::new().pax(&[("path", b"a\0b")]).file("f", b"").finish()),
+        ("empty link", EvilTar::new().symlink("s", "").finish()),
+        ("truncated header", EvilTar::new().file("f", b"").raw(&[1; 100]).truncated()),
+        ("truncated data", {
+            let whole = EvilTar::new().file("f", &[7; 4096]).truncated();
+            whole[..1024].to_vec()
+        }),
+    ];
+    for (name, archive) in cases {
+        for bytes in [archive.clone(), gzip(&archive)] {
+            let error = fixture.unpack(&bytes).map(|_| ()).expect_err(name);
+            assert!(!error.to_string().is_empty());
+            fixture.assert_clean();
+        }
+    }
+}
+
+#[test]
+fn i07_files_and_directories_replace_each_other() {
+    let fixture = Fixture::new();
+    let layer = fixture.layer(
+        &EvilTar::new()
+            .file("x/y/z", b"deep")
+            .file("x", b"now a file")
+            .file("f", b"file")
+            .directory("f")
+            .file("f/inside", b"in")
+            .file("twice", b"first and longer")
+            .file("twice", b"second")
+            .directory("d")
+            .directory("d")
+            .finish(),
+    );
+    assert_eq!(fs::read_to_string(layer.join("x")).unwrap(), "now a file");
+    assert_eq!(fs::read_to_string(layer.join("f/inside")).unwrap(), "in");
+    assert_eq!(fs::read_to_string(layer.join("twice")).unwrap(), "second");
+}
+
+#[test]
+fn i07_garbage_never_panics() {
+    let fixture = Fixture::new();
+    let good = EvilTar::new()
+        .directory("d")
+        .pax(&[("mtime", b"1.5"), ("SCHILY.xattr.user.a", b"b")])
+        .file("d/f", &[1; 700])
+        .long(b'L', &[b'l'; 200])
+        .hard_link("h", "d/f")
+        .finish();
+    // Each byte of the headers, flipped in turn by a fixed pattern.
+    for at in (0..good.len()).step_by(7) {
+        let mut bytes = good.clone();
+        bytes[at] = bytes[at].wrapping_mul(31).wrapping_add(at as u8 | 1);
+        let _ = fixture.unpack(&bytes);
+        let _ = fixture.unpack(&good[..at]);
+    }
+    fixture.assert_clean();
+}
+
+#[test]
+fn i08_bombs_are_refused_and_leave_nothing() {
+    let fixture = Fixture::new();
+    let limits = Limits { entries: 100, bytes: 64 << 20, ratio: 50, free_bytes: 1 << 20 };
+    let zeros = vec![0; 32 << 20];
+    let archive = EvilTar::new().file("zeros", &zeros).finish();
+    let bombs = [
+        ("gzip", gzip(&archive)),
+        ("gzip members", [gzip(&archive[..1 << 20]), gzip(&archive[1 << 20..])].concat()),
+        ("zstd", zstd::encode_all(archive.as_slice(), 3).unwrap()),
+    ];
+    for (name, bomb) in bombs {
+        let error = fixture.store.unpack(bomb.as_slice(), &limits).map(|_| ()).unwrap_err();
+        assert!(error.to_string().contains("bomb"), "{name}: {error}");
+        fixture.assert_clean();
+    }
+    // An absolute limit where nothing is compressed.
+    let error = fixture
+        .store
+        .unpack(archive.as_slice(), &Limits { bytes: 1 << 20, ..limits })
+        .map(|_| ())
+        .unwrap_err();
+    assert!(error.to_string().contains("larger than"), "{error}");
+    let many = (0..200).fold(EvilTar::new(), |tar, n| tar.file(&format!("f{n}"), b"")).finish();
+    let error = fixture.store.unpack(many.as_slice(), &limits).map(|_| ()).unwrap_err();
+    assert!(error.to_string().contains("too many entries"), "{error}");
+    // A frame header that asks for a window of 2 GiB: magic, no single segment, exponent 21.
+    let window = [0x28, 0xb5, 0x2f, 0xfd, 0x00, 21 << 3, 0x01, 0x00, 0x00];
+    fixture.refused(&window, "decompress");
+    for (magic, name) in [(&b"\xfd7zXZ\0..."[..], "xz"), (b"BZh91AY..", "bzip2")] {
+        fixture.refused(magic, name);
+    }
+    fixture.assert_clean();
+}
+
+#[test]
+fn every_compression_gives_the_same_layer() {
+    let fixture = Fixture::new();
+    let archive = EvilTar::new().directory("d").file("d/f", &[42; 100_000]).finish();
+    let middle = archive.len() / 2;
+    let members = [gzip(&archive[..middle]), gzip(&archive[middle..])].concat();
+    for bytes in
+        [archive.clone(), gzip(&archive), members, zstd::encode_all(archive.as_slice(), 1).unwrap()]
+    {
+        assert_eq!(fixture.unpack(&bytes).unwrap().diff_id(), digest(&archive));
+    }
+    // Bytes behind the end of the archive belong to the digest.
+    let padded = [archive.clone(), vec![0; 10_240]].concat();
+    assert_eq!(fixture.unpack(&gzip(&padded)).unwrap().diff_id(), digest(&padded));
+    // A stream that breaks off is not the archive's fault.
+    let broken = Broken(&gzip(&archive)[..200]);
+    let error = fixture.store.unpack(broken, &Limits::default()).map(|_| ()).unwrap_err();
+    assert!(matches!(error, Error::Source(_)), "{error}");
+    fixture.assert_clean();
+}
+
+/// Fails where its bytes end.
+struct Broken<'a>(&'a [u8]);
+
+impl Read for Broken<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if self.0.is_empty() {
+            return Err(std::io::ErrorKind::ConnectionReset.into());
+        }
+        self.0.read(buffer)
+    }
+}
+
+// --- I09, I24: blobs -----------------------------------------------------------
+
+#[test]
+fn i09_wrong_content_goes_short_content_stays() {
+    let fixture = Fixture::new();
+    let store = &fixture.store;
+    let content = b"twelve bytes".to_vec();
+    let name = digest(&content);
+    let size = Some(content.len() as u64);
+
+    let mut short = store.ingest(name, size).unwrap();
+    short.write(&content[..5]).unwrap();
+    assert!(matches!(short.commit().unwrap_err(), Error::Size { found: 5, .. }));
+    assert!(!store.has_blob(&name));
+    // Another writer at the same time gets a file of its own.
+    let first = store.ingest(name, size).unwrap();
+    assert_eq!(first.offset(), 5);
+    assert_eq!(store.ingest(name, size).unwrap().offset(), 0);
+    drop(first);
+
+    // A new process goes on where the old one stopped.
+    let store = Arc::new(Store::open(&fixture.scratch.path().join("data")).unwrap());
+    let mut rest = store.ingest(name, size).unwrap();
+    assert_eq!(rest.offset(), 5);
+    rest.write(&content[5..]).unwrap();
+    rest.commit().unwrap();
+    assert_eq!(store.read_blob(&name, 100).unwrap(), content);
+
+    let other = digest(b"something else");
+    let mut wrong = store.ingest(other, size).unwrap();
+    wrong.write(&content).unwrap();
+    assert!(matches!(wrong.commit().unwrap_err(), Error::Digest { .. }));
+    let mut extra = store.ingest(other, size).unwrap();
+    assert_eq!(extra.offset(), 0);
+    assert!(matches!(extra.write(&[0; 13]).unwrap_err(), Error::Size { found: 13, .. }));
+    drop(extra);
+    assert!(!store.has_blob(&other));
+    fixture.assert_clean();
+}
+
+#[test]
+fn i24_a_rotten_document_is_not_read() {
+    let fixture = Fixture::new();
+    let name = fixture.store.put_blob(b"{\"a\":1}").unwrap();
+    assert_eq!(fixture.store.put_blob(b"{\"a\":1}").unwrap(), name);
+    assert!(fixture.store.read_blob(&name, 3).is_err());
+    fs::write(fixture.store.blob_path(&name), b"{\"a\":2}").unwrap();
+    let error = fixture.store.read_blob(&name, 100).unwrap_err();
+    assert!(matches!(error, Error::Digest { .. }), "{error}");
+}
+
+// --- snapshots -----------------------------------------------------------------
+
+#[test]
+fn i18_a_stack_of_layers_is_described_once_each() {
+    let fixture = Fixture::new();
+    let layers: Vec<Digest> = (0..500)
+        .map(|n| {
+            let archive = EvilTar::new().file(&format!("f{n}"), b"x").finish();
+            let unpacked = fixture.unpack(&archive).unwrap();
+            let diff_id = unpacked.diff_id();
+            unpacked.publish().unwrap();
+            diff_id
+        })
+        .collect();
+    let id = "ab".repeat(32).parse().unwrap();
+    let twice = [&layers[..], &layers[..1]].concat();
+    let snapshot = fixture.store.prepare(&id, &twice).unwrap();
+    assert_eq!(snapshot.lower.len(), 500);
+    // The topmost place of the repeated layer counts.
+    assert_eq!(snapshot.lower[0], fixture.store.layer_path(&layers[0]));
+    assert_eq!(snapshot.lower[1], fixture.store.layer_path(&layers[499]));
+    let upper = snapshot.upper.clone().unwrap();
+    fs::write(upper.join("written"), [1; 5000]).unwrap();
+    assert!(fixture.store.usage(&id).unwrap().bytes >= 5000);
+    assert_eq!(fixture.store.snapshots().unwrap(), vec![id.clone()]);
+    assert_eq!(fixture.store.prepare(&id, &twice).unwrap(), snapshot);
+    fixture.store.remove_snapshot(&id).unwrap();
+    fixture.store.remove_snapshot(&id).unwrap();
+    assert!(!upper.exists());
+    fixture.assert_clean();
+
+    assert_eq!(fixture.store.view(&[]).unwrap().lower.len(), 1);
+    let nobody = digest(b"nobody");
+    assert!(matches!(fixture.store.view(&[nobody]), Err(Error::NotFound { .. })));
+}
+
+// --- I25: GNU tar as the judge -------------------------------------------------
+
+#[derive(Debug, Clone)]
+enum Node {
+    File { content: Vec<u8>, mode: u32, owner: u32 },
+    Link(String),
+    Hard(usize),
+    Pipe,
+    Directory { mode: u32 },
+}
+
+fn node() -> impl Strategy<Value = Node> {
+    prop_oneof![
+        4 => (prop::collection::vec(any::<u8>(), 0..2000), 0u32..0o10000, 0u32..100_000)
+            .prop_map(|(content, mode, owner)| Node::File { content, mode, owner }),
+        1 => "[a-z./]{1,120}".prop_map(Node::Link),
+        1 => any::<usize>().prop_map(Node::Hard),
+        1 => Just(Node::Pipe),
+        2 => (0u32..0o10000).prop_map(|mode| Node::Directory { mode: mode | 0o700 }),
+    ]
+}
+
+/// Makes a tree: names may be long, odd, nested in earlier directories.
+fn grow(root: &Path, nodes: &[(String, usize, Node)]) {
+    let mut directories = vec![root.to_owned()];
+    let mut files: Vec<PathBuf> = Vec::new();
+    for (name, place, node) in nodes {
+        let path = directories[place % directories.len()].join(name);
+        if path.symlink_metadata().is_ok() {
+            continue;
+        }
+        match node {
+            Node::File { content, mode, owner } => {
+                fs::write(&path, content).unwrap();
+                std::os::unix::fs::chown(&path, Some(*owner), Some(owner / 2)).unwrap();
+                fs::set_permissions(&path, fs::Permissions::from_mode(*mode)).unwrap();
+                files.push(path.clone());
+            }
+            Node::Link(target) => std::os::unix::fs::symlink(target, &path).unwrap(),
+            Node::Hard(which) if !files.is_empty() => {
+                fs::hard_link(&files[which % files.len()], &path).unwrap();
+            }
+            Node::Pipe | Node::Hard(_) => {
+                let kind = rustix::fs::FileType::Fifo;
+                let mode = rustix::fs::Mode::from_raw_mode(0o600);
+                rustix::fs::mknodat(rustix::fs::CWD, &path, kind, mode, 0).unwrap();
+            }
+            Node::Directory { mode } => {
+                fs::create_dir(&path).unwrap();
+                fs::set_permissions(&path, fs::Permissions::from_mode(*mode)).unwrap();
+                directories.push(path.clone());
+            }
+        }
+        let odd =
+            rustix::fs::Timespec { tv_sec: 1_234_567_890 + *place as i64 % 1000, tv_nsec: 123 };
+        let times = rustix::fs::Timestamps { last_access: odd, last_modification: odd };
+        let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+        rustix::fs::utimensat(rustix::fs::CWD, &path, &times, flags).unwrap();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn i25_valid_trees_come_out_as_gnu_tar_unpacks_them(
+        nodes in prop::collection::vec(
+            ("[^/\0.]{1,60}", any::<usize>(), node()),
+            1..25,
+        )
+    ) {
+        let fixture = Fixture::new();
+        let source = fixture.scratch.path().join("source");
+        fs::create_dir(&source).unwrap();
+        grow(&source, &nodes);
+        for format in ["gnu", "pax"] {
+            let archive = Command::new("tar")
+                .args(["--numeric-owner", "--format", format, "-C"])
+                .arg(&source)
+                .args(["-c", "."])
+                .output()
+                .unwrap();
+            prop_assert!(archive.status.success());
+            let judge = fixture.scratch.path().join(format!("judge-{format}"));
+            fs::create_dir(&judge).unwrap();
+            let mut tar = Command::new("tar")
+                .args(["--numeric-owner", "--same-owner", "-p", "-C"])
+                .arg(&judge)
+                .arg("-x")
+                .stdin(std::process::Stdio::piped())
+                .spawn()
+                .unwrap();
+            tar.stdin.take().unwrap().write_all(&archive.stdout).unwrap();
+            prop_assert!(tar.wait().unwrap().success());
+            let ours = fixture.layer(&archive.stdout);
+            prop_assert_eq!(tree(&ours), tree(&judge));
+        }
+    }
+}
