@@ -14,6 +14,7 @@
 
 mod commands;
 mod connect;
+mod detach;
 mod misuse;
 mod options;
 mod output;
@@ -118,9 +119,25 @@ enum ContainerGroup {
     Verb(container::ContainerVerb),
 }
 
+/// A reader that has seen enough (`knarr logs … | head`) is no failure of ours:
+/// the process ends as a killed writer would, without a word.
+fn end_quietly_on_broken_pipes() {
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let text = panic.payload().downcast_ref::<String>();
+        if text.is_some_and(|text| text.contains("Broken pipe")) {
+            #[expect(clippy::exit, reason = "the standard streams are gone")]
+            std::process::exit(128 + 13);
+        }
+        before(panic);
+    }));
+}
+
 fn main() -> ExitCode {
+    end_quietly_on_broken_pipes();
     let mut grammar = misuse::lenient(Cli::command());
-    let parsed = grammar.try_get_matches_from_mut(std::env::args_os());
+    let words = misuse::normalise(&grammar, std::env::args_os());
+    let parsed = grammar.try_get_matches_from_mut(words);
     let cli = match parsed.and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches)) {
         Ok(cli) => cli,
         Err(error) => {

@@ -5,7 +5,13 @@
 //!     └ end of input ──> half-close; the output still comes
 //! ```
 
-use std::io::Write as _;
+use std::{
+    io::Write as _,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use anyhow::{Context as _, Result};
 use knarr_client::{Client, Frames, Hijacked};
@@ -15,31 +21,48 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-use crate::terminal::{self, Raw};
+use crate::{
+    detach::Watch,
+    terminal::{self, Raw},
+};
 
 /// What to join.
 #[derive(Debug, Clone, Copy)]
-pub struct Join {
+pub struct Join<'a> {
     /// Standard input is sent.
     pub stdin: bool,
     /// The container has a terminal: no frames, and ours becomes raw.
     pub tty: bool,
+    /// `--detach-keys`.
+    pub detach_keys: Option<&'a str>,
+}
+
+/// How the streams ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// The process closed them.
+    Closed,
+    /// The user typed the detach keys: it goes on.
+    Detached,
 }
 
 /// Copies both ways until the container's side ends.
 ///
 /// # Errors
 /// Where the connection breaks, or our own output cannot be written.
-pub async fn join(connection: Hijacked, join: Join) -> Result<()> {
+pub async fn join(connection: Hijacked, join: Join<'_>) -> Result<Ended> {
     let raw = (join.tty && join.stdin).then(Raw::enter).flatten();
     let (reader, writer) = tokio::io::split(connection);
-    let input = join.stdin.then(|| tokio::spawn(copy_input(writer)));
+    let detached = Arc::new(AtomicBool::new(false));
+    let watch = join.tty.then(|| (Watch::new(join.detach_keys), detached.clone()));
+    let input = join.stdin.then(|| tokio::spawn(copy_input(writer, watch)));
     let outcome = copy_output(reader, join.tty).await;
     if let Some(input) = input {
         input.abort();
     }
     drop(raw);
-    outcome
+    outcome?;
+    Ok(if detached.load(Ordering::Relaxed) { Ended::Detached } else { Ended::Closed })
 }
 
 async fn copy_output(mut reader: ReadHalf<Hijacked>, tty: bool) -> Result<()> {
@@ -66,10 +89,23 @@ async fn copy_output(mut reader: ReadHalf<Hijacked>, tty: bool) -> Result<()> {
 
 /// Read by a thread of its own, since a terminal shared with others must not be
 /// made non-blocking.
-async fn copy_input(mut writer: WriteHalf<Hijacked>) -> Result<()> {
-    tokio::io::copy(&mut tokio::io::stdin(), &mut writer).await?;
-    writer.shutdown().await?;
-    Ok(())
+async fn copy_input(
+    mut writer: WriteHalf<Hijacked>,
+    mut watch: Option<(Watch, Arc<AtomicBool>)>,
+) -> Result<()> {
+    let (mut stdin, mut buffer) = (tokio::io::stdin(), vec![0; 32 * 1024]);
+    loop {
+        let read = stdin.read(&mut buffer).await?;
+        if read == 0 {
+            return Ok(writer.shutdown().await?);
+        }
+        if let Some((watch, detached)) = &mut watch
+            && watch.feed(&buffer[..read])
+        {
+            detached.store(true, Ordering::Relaxed);
+        }
+        writer.write_all(&buffer[..read]).await?;
+    }
 }
 
 /// Follows the size of our terminal for a container's or an exec's.

@@ -9,7 +9,7 @@ use knarr_docker::{ExecCreateRequest, ExecCreateResponse, ExecInspect, ExecStart
 use super::Context;
 use crate::{
     options::units,
-    session::{self, Join},
+    session::{self, Ended, Join},
     terminal,
 };
 
@@ -97,11 +97,15 @@ pub async fn exec(args: ExecArgs, context: &Context) -> Result<u8> {
     };
     let size = (args.tty && terminal::stdout_is_terminal())
         .then(|| session::follow_size(client, format!("/exec/{}/resize", created.id)));
-    let streams = session::join(connection, Join { stdin, tty: args.tty }).await;
+    let keys = (!request.detach_keys.is_empty()).then_some(request.detach_keys.as_str());
+    let join = Join { stdin, tty: args.tty, detach_keys: keys };
+    let streams = session::join(connection, join).await;
     if let Some(size) = size {
         size.abort();
     }
-    streams?;
+    if streams? == Ended::Detached {
+        return Ok(0);
+    }
     let inspect: ExecInspect = client.get(&format!("/exec/{}/json", created.id)).await?;
     Ok(inspect.exit_code.unwrap_or(0) as u8)
 }

@@ -22,7 +22,7 @@ use crate::{
         create::{Attached, CreateArgs},
         mounts,
     },
-    session::{self, Join},
+    session::{self, Ended, Join},
     terminal,
 };
 
@@ -314,13 +314,16 @@ impl Session<'_> {
     ) -> Result<u8> {
         let size = (self.tty && terminal::stdout_is_terminal())
             .then(|| session::follow_size(self.client, format!("/containers/{}/resize", self.id)));
-        let join = Join { stdin: self.attached.stdin && self.open_stdin, tty: self.tty };
+        let join = Join {
+            stdin: self.attached.stdin && self.open_stdin,
+            tty: self.tty,
+            detach_keys: self.detach_keys,
+        };
         let streams = session::join(connection, join).await;
         if let Some(size) = size {
             size.abort();
         }
-        streams?;
-        if self.detached().await {
+        if streams? == Ended::Detached {
             return Ok(0);
         }
         let body = wait.into_body().collect().await?.to_bytes();
@@ -329,16 +332,6 @@ impl Session<'_> {
             bail!("{}", error.message);
         }
         Ok(answer.status_code as u8)
-    }
-
-    /// The streams ended; with detach keys the container goes on.
-    async fn detached(&self) -> bool {
-        if !(self.tty && self.attached.stdin) {
-            return false;
-        }
-        let inspect =
-            self.client.get::<ContainerInspect>(&format!("/containers/{}/json", self.id)).await;
-        inspect.is_ok_and(|inspect| inspect.state.running)
     }
 }
 
