@@ -242,12 +242,13 @@ impl Inner {
         };
         let sockets = within(&netns, || {
             link::create_veth(socket, &veth, &netns)?;
-            // Before the interface is up: no address, no router's word is heard.
-            sysctl(&format!("ipv6/conf/{inside}/disable_ipv6"), "1")?;
+            // Before the interface is up: no router's word is heard (CVE-2020-13401).
+            let ipv6 = sysctl(&format!("ipv6/conf/{inside}/accept_ra"), "0")?;
             link::configure_inside(
                 &Socket::route()?,
                 &Inside {
                     name: &inside,
+                    ipv6,
                     address,
                     subnet,
                     gateway: network.gateway.filter(|_| row.gateway),

@@ -67,7 +67,10 @@ pub(crate) fn check_options(options: &BTreeMap<String, String>) -> Result<()> {
 /// Checks the name of an interface as the kernel does.
 pub(crate) fn check_name(name: &str) -> Result<()> {
     let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if (1..=15).contains(&name.len()) && name.chars().all(good) && name.trim_matches('.') != "" {
+    if (1..=15).contains(&name.len())
+        && name.chars().all(good)
+        && !name.trim_matches('.').is_empty()
+    {
         Ok(())
     } else {
         Err(Error::Invalid(format!(

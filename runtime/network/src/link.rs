@@ -27,6 +27,10 @@ const IFLA_MASTER: u16 = 10;
 const IFLA_PROTINFO: u16 = 12;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
+const IFLA_AF_SPEC: u16 = 26;
+const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
+const IFLA_EXT_MASK: u16 = 29;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
@@ -38,6 +42,7 @@ const IFLA_BRPORT_ISOLATED: u16 = 33;
 
 const IFF_UP: u32 = 1;
 const AF_INET: u8 = 2;
+const AF_INET6: u16 = 10;
 const AF_BRIDGE: u8 = 7;
 const RT_TABLE_MAIN: u8 = 254;
 
@@ -286,8 +291,12 @@ pub(crate) fn set_port(socket: &Socket, name: &str, flag: PortFlag) -> io::Resul
 /// once (Linux 6.8, `rtnl_getlink`; earlier ones need a moment of luck).
 pub(crate) fn settle(socket: &Socket, port: &str, bridge: u32) -> io::Result<()> {
     let mut packet = Packet::new();
-    packet.message(RTM_GETLINK, ACK, &link_header(0, 0)).text(IFLA_IFNAME, port);
-    packet.message(RTM_GETLINK, ACK, &link_header(bridge, 0));
+    const SKIP_STATISTICS: u32 = 1 << 3;
+    packet
+        .message(RTM_GETLINK, ACK, &link_header(0, 0))
+        .text(IFLA_IFNAME, port)
+        .u32(IFLA_EXT_MASK, SKIP_STATISTICS);
+    packet.message(RTM_GETLINK, ACK, &link_header(bridge, 0)).u32(IFLA_EXT_MASK, SKIP_STATISTICS);
     socket.send(&packet)
 }
 
@@ -316,6 +325,8 @@ fn gone(error: &io::Error) -> bool {
 #[derive(Debug)]
 pub(crate) struct Inside<'a> {
     pub(crate) name: &'a str,
+    /// The kernel has IPv6.
+    pub(crate) ipv6: bool,
     pub(crate) address: Ipv4Addr,
     pub(crate) subnet: Subnet4,
     /// Where the default route goes.
@@ -329,6 +340,14 @@ pub(crate) fn configure_inside(socket: &Socket, inside: &Inside<'_>) -> io::Resu
     let mut packet = Packet::new();
     // Loopback is always the first interface of a namespace.
     packet.message(RTM_SETLINK, ACK, &link_header(1, IFF_UP));
+    if inside.ipv6 {
+        // No link-local IPv6 address; told before the link is up.
+        packet.message(RTM_SETLINK, ACK, &link_header(index, 0)).nest(IFLA_AF_SPEC, |packet| {
+            packet.nest(AF_INET6, |packet| {
+                packet.put(IFLA_INET6_ADDR_GEN_MODE, &[IN6_ADDR_GEN_MODE_NONE]);
+            });
+        });
+    }
     put_address(&mut packet, index, inside.address, inside.subnet);
     packet.message(RTM_SETLINK, ACK, &link_header(index, IFF_UP));
     if let Some(gateway) = inside.gateway {

@@ -174,22 +174,20 @@ impl Socket {
 
     /// Sends all messages and waits for the answers they asked for.
     pub(crate) fn send(&self, packet: &Packet) -> io::Result<()> {
+        let mut buffer = buffer();
         // What is left of an answer given up on is not about this packet.
-        while self.try_receive()?.is_some() {}
+        while self.try_receive(&mut buffer)?.is_some() {}
         send(self.fd.as_raw_fd(), &packet.bytes, MsgFlags::empty())?;
         let mut waiting = packet.acks.len();
         let mut first = None;
         while waiting > 0 {
-            let answer = self.receive()?;
-            for message in Messages(&answer) {
+            for message in Messages(self.receive(&mut buffer)?) {
                 if message.kind != NLMSG_ERROR {
                     continue;
                 }
                 waiting = waiting.saturating_sub(1);
-                let code =
-                    message.payload.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
-                if code != 0 {
-                    first.get_or_insert(io::Error::from_raw_os_error(-code));
+                if let Err(error) = verdict(message.payload) {
+                    first.get_or_insert(error);
                     if !packet.acks.contains(&message.sequence) {
                         // The rest may have been given up with it.
                         waiting = 0;
@@ -202,20 +200,13 @@ impl Socket {
 
     /// Sends one dump request and hands each answer to `each`: its type and payload.
     pub(crate) fn dump(&self, packet: &Packet, mut each: impl FnMut(u16, &[u8])) -> io::Result<()> {
+        let mut buffer = buffer();
         send(self.fd.as_raw_fd(), &packet.bytes, MsgFlags::empty())?;
         loop {
-            let answer = self.receive()?;
-            for message in Messages(&answer) {
+            for message in Messages(self.receive(&mut buffer)?) {
                 match message.kind {
                     NLMSG_DONE => return Ok(()),
-                    NLMSG_ERROR => {
-                        let code =
-                            message.payload.first_chunk().map_or(0, |c| i32::from_ne_bytes(*c));
-                        return match code {
-                            0 => Ok(()),
-                            code => Err(io::Error::from_raw_os_error(-code)),
-                        };
-                    }
+                    NLMSG_ERROR => return verdict(message.payload),
                     kind => each(kind, message.payload),
                 }
             }
@@ -223,10 +214,9 @@ impl Socket {
     }
 
     /// One datagram of the kernel.
-    pub(crate) fn receive(&self) -> io::Result<Vec<u8>> {
-        let mut buffer = vec![0; 1 << 16];
+    fn receive<'a>(&self, buffer: &'a mut [u8]) -> io::Result<&'a [u8]> {
         let length = loop {
-            match recv(self.fd.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+            match recv(self.fd.as_raw_fd(), buffer, MsgFlags::empty()) {
                 Err(nix::errno::Errno::EINTR) => {}
                 Err(nix::errno::Errno::EAGAIN) => {
                     return Err(io::Error::new(
@@ -237,21 +227,29 @@ impl Socket {
                 outcome => break outcome?,
             }
         };
-        buffer.truncate(length);
-        Ok(buffer)
+        Ok(&buffer[..length])
     }
 
     /// Without blocking; none when nothing is there.
-    pub(crate) fn try_receive(&self) -> io::Result<Option<Vec<u8>>> {
-        let mut buffer = vec![0; 1 << 16];
-        match recv(self.fd.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
-            Ok(length) => {
-                buffer.truncate(length);
-                Ok(Some(buffer))
-            }
+    pub(crate) fn try_receive<'a>(&self, buffer: &'a mut [u8]) -> io::Result<Option<&'a [u8]>> {
+        match recv(self.fd.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
+            Ok(length) => Ok(Some(&buffer[..length])),
             Err(nix::errno::Errno::EAGAIN) => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+/// As large as any datagram that the kernel makes of a dump.
+pub(crate) fn buffer() -> Vec<u8> {
+    vec![0; 32 << 10]
+}
+
+/// What an answer says: nlmsgerr begins with the errno, 0 is success.
+fn verdict(payload: &[u8]) -> io::Result<()> {
+    match payload.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code)) {
+        0 => Ok(()),
+        code => Err(io::Error::from_raw_os_error(-code)),
     }
 }
 

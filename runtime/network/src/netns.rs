@@ -27,11 +27,11 @@ pub(crate) fn within<T: Send>(
 }
 
 /// Writes a file below `/proc/sys/net` of this thread's namespace. A file that
-/// is not there (IPv6 off) needs no writing.
-pub(crate) fn sysctl(path: &str, value: &str) -> io::Result<()> {
+/// is not there (IPv6 off) needs no writing; answers whether it was.
+pub(crate) fn sysctl(path: &str, value: &str) -> io::Result<bool> {
     match std::fs::OpenOptions::new().write(true).open(format!("/proc/sys/net/{path}")) {
-        Ok(mut file) => io::Write::write_all(&mut file, value.as_bytes()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Ok(mut file) => io::Write::write_all(&mut file, value.as_bytes()).map(|()| true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     }
 }

@@ -180,7 +180,7 @@ impl Inner {
             self.db.insert_port(row)?;
         }
         self.forward(to, &rows)?;
-        self.hold_again(&to.container).into_iter().map(Err).collect()
+        self.hold_again(&to.container).into_iter().try_for_each(Err)
     }
 
     /// Lets the kernel forward.

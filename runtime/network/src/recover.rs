@@ -29,7 +29,7 @@ use crate::{
     lock,
     manage::contents,
     names::{Names, has_names},
-    netlink::{Messages, Socket},
+    netlink::{Messages, Socket, buffer},
     netns::within,
     random,
     tasks::Server,
@@ -280,12 +280,13 @@ impl Inner {
                 && ours(link.master)
                 && !known.contains(&link.name)
         });
-        stale
-            .map(|link| {
-                link::delete(socket, &link.name)
-                    .map_err(Error::kernel(format!("remove stale interface {}", link.name)))
-            })
-            .collect()
+        let mut outcome = Ok(());
+        for link in stale {
+            let deleted = link::delete(socket, &link.name)
+                .map_err(Error::kernel(format!("remove stale interface {}", link.name)));
+            outcome = outcome.and(deleted);
+        }
+        outcome
     }
 
     /// Loads the packet filter again whenever somebody else touches it
@@ -314,12 +315,13 @@ impl Inner {
 }
 
 async fn watch(socket: &AsyncFd<Socket>, inner: &Weak<Inner>, table: &str, own: u32) {
+    let mut buffer = buffer();
     while let Ok(mut ready) = socket.readable().await {
         let mut touched = false;
         loop {
-            match socket.get_ref().try_receive() {
+            match socket.get_ref().try_receive(&mut buffer) {
                 Ok(Some(datagram)) => {
-                    touched |= Messages(&datagram).any(|message| {
+                    touched |= Messages(datagram).any(|message| {
                         message.port != own && filter::concerns(table, message.payload)
                     });
                 }

@@ -25,6 +25,11 @@ fn containers_of_one_network_reach_each_other() {
         assert_eq!(a.get(at.gateway.unwrap(), 99).as_deref(), Some("host"));
         assert_eq!(at.row.mac, "02:42:ac:11:00:03");
         assert_eq!(at.interface(), "eth0");
+        // N07: no IPv6 address by itself, and no router's word for one.
+        let ra = b.run(|| std::fs::read_to_string("/proc/sys/net/ipv6/conf/eth0/accept_ra"));
+        assert_eq!(ra.unwrap().trim(), "0");
+        let six = b.run(|| std::fs::read_to_string("/proc/thread-self/net/if_inet6"));
+        assert!(!six.unwrap().contains("eth0"));
     });
 }
 
