@@ -9,17 +9,24 @@ use crate::support::{PATIENCE, Shim, alive, cgroup_dirs, refused, run, sh, soon,
 #[tokio::test]
 async fn p12_exit_codes_are_exact() {
     let mut shim = Shim::start().await;
-    for (script, code) in [
-        ("exit 0", 0),
-        ("exit 1", 1),
-        ("exit 126", 126),
-        ("exit 255", 255),
-        ("kill -9 $$; true", 137),
-        ("exec sh -c 'kill -TERM $$'", 143),
+    // As PID 1 of its own namespace a shell is deaf to its own signals.
+    let host_pid = |script| {
+        sh(script).edited(|spec| {
+            let namespaces = spec["linux"]["namespaces"].as_array_mut().unwrap();
+            namespaces.retain(|namespace| namespace["type"] != "pid");
+        })
+    };
+    for (container, code) in [
+        (sh("exit 0"), 0),
+        (sh("exit 1"), 1),
+        (sh("exit 126"), 126),
+        (sh("exit 255"), 255),
+        (host_pid("kill -9 $$"), 137),
+        (host_pid("kill -TERM $$"), 143),
+        (host_pid("kill -SEGV $$"), 139),
     ] {
-        // As PID 1 a shell is deaf to its own signals: one below it listens.
-        let script = format!("sh -c '{}'", script.replace('\'', "'\\''"));
-        let task = shim.run(&sh(&script)).await;
+        let script = container.args[2].clone();
+        let task = shim.run(&container).await;
         assert_eq!(task.wait().await, code, "{script}");
         let record = task.exit_record();
         assert_eq!((record.code, record.oom_killed), (code, false), "{script}");
@@ -226,7 +233,7 @@ async fn p07_pause_kill_stop_and_exec_interplay() {
 #[tokio::test]
 async fn processes_and_their_use_are_told() {
     let mut shim = Shim::start().await;
-    let task = shim.run(&sh("sleep 1000 & sleep 1000")).await;
+    let task = shim.run(&sh("sleep 1000 & sleep 1000; true")).await;
     let pids = until_pids(&shim, &task.id, 3).await;
     assert!(pids.contains(&task.pid), "{pids:?}");
     let request = api::StatsRequest { id: task.id.clone(), ..Default::default() };
