@@ -153,6 +153,11 @@ pub(crate) fn land(store: &Arc<Store>, mut tee: Tee, want: Option<Unpacking>) ->
                 .map(|_| None)
                 .map_err(knarr_store::Error::Source),
         };
+        // Wrong bytes show as a broken archive. Is it the archive, or the bytes?
+        let rest = match &outcome {
+            Err(error) if error.is_content() => drain(&mut tee),
+            _ => Ok(()),
+        };
         if tee.feed.restarted {
             tee.restart()?;
             continue;
@@ -160,15 +165,15 @@ pub(crate) fn land(store: &Arc<Store>, mut tee: Tee, want: Option<Unpacking>) ->
         if let Some(error) = tee.failed.take() {
             return Err(error.into());
         }
+        rest?;
         let unpacked = match outcome {
             Ok(unpacked) => unpacked,
-            Err(error) if error.is_content() => {
-                // Wrong bytes show as a broken archive. Is it the archive, or the bytes?
-                drain(&mut tee)?;
-                tee.ingest.commit()?;
+            Err(error) => {
+                if error.is_content() {
+                    tee.ingest.commit()?;
+                }
                 return Err(error.into());
             }
-            Err(error) => return Err(error.into()),
         };
         tee.ingest.commit()?;
         tee.bar.extracting();
@@ -181,14 +186,6 @@ pub(crate) fn land(store: &Arc<Store>, mut tee: Tee, want: Option<Unpacking>) ->
 
 fn drain(tee: &mut Tee) -> Result<()> {
     let mut buffer = vec![0; 64 * 1024];
-    loop {
-        match tee.read(&mut buffer) {
-            Ok(0) => return Ok(()),
-            Ok(_) => {}
-            Err(e) => {
-                let error = tee.failed.take().unwrap_or(knarr_store::Error::Source(e));
-                return Err(error.into());
-            }
-        }
-    }
+    while tee.read(&mut buffer).map_err(knarr_store::Error::Source)? > 0 {}
+    Ok(())
 }

@@ -71,6 +71,14 @@ impl Images {
         &self.0.contents.store
     }
 
+    /// Whether a registry lets these credentials in (`login`).
+    ///
+    /// # Errors
+    /// The registry's refusal, `Unauthorized` where it refuses these credentials.
+    pub async fn check_credentials(&self, domain: &str, auth: &Auth) -> Result<()> {
+        Ok(self.0.registry.check(domain, auth).await?)
+    }
+
     /// Pulls an image and answers it. Progress is told in Docker's words; the
     /// last line is `Status: …`. Dropping the future breaks the transfer off;
     /// the next pull goes on where it stopped.

@@ -189,11 +189,13 @@ impl Pull<'_> {
             let status = if here { "Already exists" } else { "Pulling fs layer" };
             self.report.say(short(&layer.digest), status).await;
         }
-        stream::iter(layers.iter().filter(|(layer, unpacking)| !self.is_here(layer, *unpacking)))
+        // Collected first: a lazy map over borrowed items is not `Send` for the compiler.
+        let missing: Vec<_> = layers
+            .iter()
+            .filter(|(layer, unpacking)| !self.is_here(layer, *unpacking))
             .map(|(layer, unpacking)| self.layer(layer, *unpacking))
-            .buffer_unordered(LAYERS_AT_ONCE)
-            .try_collect::<Vec<()>>()
-            .await?;
+            .collect();
+        stream::iter(missing).buffer_unordered(LAYERS_AT_ONCE).try_collect::<Vec<()>>().await?;
         Ok((self.inner.put(arrival, lease, self.report).await?, true))
     }
 
