@@ -7,12 +7,15 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, header};
 use jiff::Timestamp;
 use knarr_docker::{
-    API_VERSION, AuthConfig, Commit, DiskUsage, Info, MIN_API_VERSION, Plugins, Runtime, SwarmInfo,
-    Version, VersionComponent, VersionPlatform, VolumeUsage,
+    API_VERSION, AuthConfig, AuthResponse, Commit, DiskUsage, Info, MIN_API_VERSION, Plugins,
+    Runtime, SwarmInfo, Version, VersionComponent, VersionPlatform, VolumeUsage,
 };
+
+use knarr_model::Reference;
+use knarr_registry::Auth;
 
 use crate::{
     Api,
@@ -244,14 +247,29 @@ pub(crate) async fn disk_usage(State(api): State<Api>, query: Query) -> Result<R
     Ok(json(&usage))
 }
 
-/// `POST /auth`: whether a registry takes these credentials is found out by the
-/// first pull; the client keeps them.
-pub(crate) async fn auth(headers: HeaderMap, body: Body) -> Result<Response> {
-    let _: AuthConfig = query::json(&headers, body).await?;
-    Err(ApiError::new(
-        StatusCode::NOT_IMPLEMENTED,
-        "checking credentials is not supported by this version of Knarr\n\nhint: write them to ~/.docker/config.json; pulls use them",
-    ))
+/// `POST /auth`: whether a registry lets these credentials in.
+pub(crate) async fn auth(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response> {
+    let config: AuthConfig = query::json(&headers, body).await?;
+    let server = config.serveraddress.clone();
+    let bare = server.trim_start_matches("https://").trim_start_matches("http://");
+    let domain = match bare.split('/').next().unwrap_or_default() {
+        "" | "index.docker.io" | "registry-1.docker.io" => "docker.io",
+        host => host,
+    };
+    // What a reference cannot name is no registry.
+    let parsed: Reference = format!("{domain}/x")
+        .parse()
+        .map_err(|_| ApiError::invalid(format!("invalid registry {server:?}")))?;
+    let json_config =
+        serde_json::to_vec(&config).map_err(|error| ApiError::invalid(error.to_string()))?;
+    let auth =
+        Auth::from_json(&json_config).map_err(|error| ApiError::invalid(error.to_string()))?;
+    api.engine.images().check_credentials(parsed.domain(), &auth).await?;
+    Ok(json(&AuthResponse { status: "Login Succeeded".into(), ..AuthResponse::default() }))
 }
 
 #[cfg(test)]

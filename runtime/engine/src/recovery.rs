@@ -1,0 +1,424 @@
+//! Opening is recovering: rows say what should be, shims say what is.
+//!
+//! ```text
+//!   row running?  shim answers: running ─► ours again, waited for
+//!                               stopped ─► its exit is recorded
+//!                               created ─► the start never happened: undone
+//!                 no answer            ─► cgroup killed, exit.json or 137 recorded
+//!                 another boot         ─► nothing runs; exited
+//!   row removing                       ─► removed
+//!   no row                             ─► whatever is left of it goes
+//! ```
+//!
+//! Nothing is ever signalled by a number that a file says: a pid may belong to
+//! somebody else by now (RELIABILITY K10). What is ours is known by its cgroup,
+//! whose path has the container's id in it.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    fs::File,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError, RwLock},
+};
+
+use futures_util::StreamExt;
+use knarr_image::{Images, WasmCompiler};
+use knarr_model::{
+    ContainerId, NamespaceMode, NetworkMode, Platform, RestartPolicy,
+    task::{ExitRecord, InitRecord},
+};
+use knarr_network::Networks;
+use knarr_state::Db;
+use knarr_store::Store;
+use knarr_volume::Volumes;
+
+use crate::{
+    Error, Result, cgroup,
+    container::Container,
+    engine::{Containers, Engine, EngineConfig, Inner, make_directory, now},
+    events::Events,
+    facades::Pulls,
+    host, names,
+    shims::{Shim, Shims},
+    start::SHIM_NOTE,
+    task::Phase,
+    view::Status,
+};
+
+/// Containers that are asked at the same time.
+const AT_ONCE: usize = 32;
+/// A shim that does not even accept a connection is none.
+const DIAL: std::time::Duration = std::time::Duration::from_secs(2);
+
+impl Engine {
+    /// Opens the engine and recovers what ran before.
+    ///
+    /// # Errors
+    /// When a directory or the database cannot be used, or another engine has them.
+    pub async fn open(config: EngineConfig) -> Result<Self> {
+        make_directory(&config.data_root, 0o700)?;
+        make_directory(&config.exec_root, 0o711)?;
+        for name in ["containers", "shims"] {
+            make_directory(&config.exec_root.join(name), 0o700)?;
+        }
+        let locks = vec![lock(&config.data_root)?, lock(&config.exec_root)?];
+        let db = Arc::new(Db::open(&config.data_root.join("state.db"))?);
+        let store = Arc::new(Store::open(&config.data_root).map_err(Error::from_room)?);
+        let registry =
+            knarr_registry::Client::new(config.registry.clone()).map_err(Error::from_room)?;
+        let images = Images::open(
+            Arc::clone(&store),
+            Arc::clone(&db),
+            Arc::new(registry),
+            knarr_image::Options {
+                platform: Platform::host(),
+                prefer: config.prefer,
+                compiler: WasmCompiler { program: config.wasm_host.clone() },
+            },
+        )
+        .map_err(Error::from_room)?;
+        let networks =
+            Networks::open(Arc::clone(&db), config.network.clone()).map_err(Error::from_room)?;
+        let volumes =
+            Volumes::open(&config.data_root, Arc::clone(&db)).map_err(Error::from_room)?;
+        let id = match db.fact("id")? {
+            Some(id) => id,
+            None => {
+                let id = ContainerId::from_random(names::random()).short().to_owned();
+                db.set_fact("id", &id)?;
+                id
+            }
+        };
+        let shims = Arc::new(Shims::new(
+            config.shim.clone(),
+            config.exec_root.join("shims"),
+            config.shim_log.clone(),
+            config.warm_shims,
+        ));
+        let engine = Self(Arc::new(Inner {
+            config,
+            id,
+            db,
+            store,
+            images,
+            networks,
+            volumes,
+            shims,
+            events: Events::new(),
+            host: host::probe(),
+            pulls: Pulls::default(),
+            containers: RwLock::default(),
+            execs: Mutex::default(),
+            _locks: locks,
+        }));
+        engine.recover().await?;
+        engine.0.shims.refill();
+        Ok(engine)
+    }
+
+    async fn recover(&self) -> Result<()> {
+        let boot = host::boot_id();
+        let same_boot = self.0.db.fact("boot")?.is_none_or(|last| last == boot);
+        let (rows, bad) = self.0.db.containers()?;
+        for (id, error) in &bad {
+            // Quarantined: neither shown nor swept, so that it can be looked at.
+            tracing::error!(container = id, %error, "unreadable container");
+        }
+        {
+            let mut known = Containers::default();
+            for row in rows {
+                known.insert(&Arc::new(Container::new(row)));
+            }
+            *self.0.containers.write().unwrap_or_else(PoisonError::into_inner) = known;
+        }
+        let containers = self.all();
+        futures_util::stream::iter(&containers)
+            .for_each_concurrent(AT_ONCE, |container| self.recover_one(container, same_boot))
+            .await;
+        self.0.db.set_fact("boot", &boot)?;
+
+        let live: Vec<(ContainerId, u32)> = containers
+            .iter()
+            .filter_map(|container| {
+                let facts = container.facts();
+                facts.state.status.is_running().then(|| (container.id.clone(), facts.state.pid))
+            })
+            .collect();
+        let networks = self.0.networks.clone();
+        let alive = live.clone();
+        let troubles = crate::facades::blocking(move || networks.reconcile(&alive)).await?;
+        for error in troubles {
+            tracing::warn!(%error, "networks");
+        }
+        for (id, _) in &live {
+            let container = self.find(id.as_str())?;
+            let endpoints = self.0.networks.endpoints(id).map_err(Error::from_room)?;
+            let ports = self.0.networks.ports(id).map_err(Error::from_room)?;
+            let mut facts = container.facts();
+            facts.ports = ports.iter().map(crate::start::published).collect();
+            facts.endpoints = endpoints;
+        }
+        let bad: BTreeSet<String> = bad.into_iter().map(|(id, _)| id).collect();
+        self.sweep(&bad).await;
+        self.resume_policies(containers);
+        Ok(())
+    }
+
+    /// Makes one container's row and the world agree.
+    async fn recover_one(&self, container: &Arc<Container>, same_boot: bool) {
+        let _op = container.op.lock().await;
+        let bundle = self.bundle(&container.id);
+        let status = container.status();
+        if !bundle.exists() && !status.is_running() {
+            return;
+        }
+        let record: Option<InitRecord> =
+            if same_boot { read_json(&bundle.join("init.json")) } else { None };
+        let shim = if same_boot { self.find_shim(&bundle, record.as_ref()).await } else { None };
+        if let Some(shim) = shim {
+            let shim = Arc::new(shim);
+            match shim.task.state(container.id.as_str()).await {
+                Ok(state) if matches!(state.phase, Phase::Running | Phase::Paused) => {
+                    self.adopt(container, shim, state.pid, state.phase);
+                    return;
+                }
+                Ok(state) if state.phase == Phase::Stopped => {
+                    container.facts().shim = Some(Arc::clone(&shim));
+                    let end = shim.task.wait(container.id.as_str(), "").await;
+                    let exit = read_json(&bundle.join("exit.json"));
+                    let exit = exit.unwrap_or_else(|| match end {
+                        Ok(exit) => {
+                            ExitRecord { code: exit.code, finished_at: exit.at, oom_killed: false }
+                        }
+                        Err(_) => ExitRecord { code: 137, finished_at: now(), oom_killed: false },
+                    });
+                    self.finish(container, &exit, false, Some(&shim)).await;
+                    return;
+                }
+                _ => {
+                    // Created and never started, or not even that.
+                    let id = container.id.as_str();
+                    let _ = shim.task.kill(id, "", 9, true).await;
+                    let _ = shim.task.delete(id, "").await;
+                    let _ = shim.task.shutdown().await;
+                }
+            }
+        }
+        self.kill_cgroup(container).await;
+        if status.is_running() {
+            let exit = read_json(&bundle.join("exit.json")).unwrap_or_else(|| ExitRecord {
+                // Docker's code for what a reboot ended.
+                code: if same_boot { 137 } else { 255 },
+                finished_at: now(),
+                oom_killed: false,
+            });
+            let lost = !bundle.join("exit.json").exists();
+            self.finish(container, &exit, lost && same_boot, None).await;
+        }
+        self.remove_cgroup(container);
+        self.remove_bundle(container);
+    }
+
+    fn adopt(&self, container: &Arc<Container>, shim: Arc<Shim>, pid: u32, phase: Phase) {
+        {
+            let mut facts = container.facts();
+            facts.state.status =
+                if phase == Phase::Paused { Status::Paused } else { Status::Running };
+            facts.state.pid = pid;
+            if facts.state.started_at.is_none() {
+                // The engine died between the start and its record.
+                facts.state.started_at = Some(now());
+            }
+            facts.since = Some(std::time::Instant::now());
+            facts.shim = Some(Arc::clone(&shim));
+        }
+        if let Err(error) = self.save(container) {
+            tracing::warn!(%error, container = container.id.short(), "record recovery");
+        }
+        container.tell_running();
+        self.watch(container, shim);
+    }
+
+    /// The shim that a bundle names, if it answers.
+    async fn find_shim(&self, bundle: &Path, record: Option<&InitRecord>) -> Option<Shim> {
+        let (socket, pid) = match record {
+            Some(record) => (record.socket.clone(), record.shim_pid),
+            None => {
+                let note = std::fs::read_to_string(bundle.join(SHIM_NOTE)).ok()?;
+                (PathBuf::from(note), 0)
+            }
+        };
+        // Only sockets of this engine: a bundle's file is no authority on others.
+        if socket.parent() != Some(&self.0.config.exec_root.join("shims")) {
+            return None;
+        }
+        tokio::time::timeout(DIAL, Shim::find(&socket, pid)).await.ok()?.ok()
+    }
+
+    /// Removes what no row names.
+    async fn sweep(&self, quarantined: &BTreeSet<String>) {
+        let known: HashMap<String, Arc<Container>> =
+            self.all().into_iter().map(|container| (container.id.to_string(), container)).collect();
+        let stranger = |id: &str| !known.contains_key(id) && !quarantined.contains(id);
+        for id in list(&self.0.config.exec_root.join("containers")) {
+            if id.parse::<ContainerId>().is_ok() && stranger(&id) {
+                self.sweep_bundle(&id).await;
+            }
+        }
+        match self.0.store.snapshots() {
+            Ok(snapshots) => {
+                for id in snapshots.iter().filter(|id| stranger(id.as_str())) {
+                    if let Err(error) = self.0.store.remove_snapshot(id) {
+                        tracing::warn!(%error, container = id.short(), "sweep snapshot");
+                    }
+                }
+            }
+            Err(error) => tracing::warn!(%error, "sweep snapshots"),
+        }
+        self.sweep_sockets(&known).await;
+        for container in known.values().filter(|container| container.status() == Status::Removing) {
+            let _op = container.op.lock().await;
+            if let Err(error) = self.remove_locked(container, container.spec().auto_remove).await {
+                tracing::warn!(%error, container = container.id.short(), "finish removal");
+            }
+        }
+    }
+
+    async fn sweep_bundle(&self, id: &str) {
+        let bundle = self.0.config.exec_root.join("containers").join(id);
+        let record: Option<InitRecord> = read_json(&bundle.join("init.json"));
+        if let Some(shim) = self.find_shim(&bundle, record.as_ref()).await {
+            let _ = shim.task.kill(id, "", 9, true).await;
+            let _ = shim.task.delete(id, "").await;
+            let _ = shim.task.shutdown().await;
+        }
+        let path = match &record {
+            // Only a path with this very id at its end.
+            Some(record) if record.cgroup.file_name().is_some_and(|name| name == id) => {
+                record.cgroup.display().to_string()
+            }
+            _ => format!("/{}/{id}", self.0.config.cgroup_parent.trim_matches('/')),
+        };
+        let swept = tokio::task::spawn_blocking(move || {
+            cgroup::kill(&path);
+            cgroup::remove(&path)
+        })
+        .await;
+        if let Ok(Err(error)) = swept {
+            tracing::warn!(%error, container = id, "sweep cgroup");
+        }
+        if let Err(error) = std::fs::remove_dir_all(&bundle) {
+            tracing::warn!(%error, bundle = %bundle.display(), "sweep bundle");
+        }
+    }
+
+    /// Idle shims of an engine that is gone end by themselves; what remains are
+    /// sockets that nobody listens on.
+    async fn sweep_sockets(&self, known: &HashMap<String, Arc<Container>>) {
+        let used: BTreeSet<PathBuf> = known
+            .values()
+            .filter_map(|container| container.facts().shim.as_ref().map(|shim| shim.socket.clone()))
+            .collect();
+        let directory = self.0.config.exec_root.join("shims");
+        for name in list(&directory) {
+            let socket = directory.join(name);
+            if !used.contains(&socket) && tokio::net::UnixStream::connect(&socket).await.is_err() {
+                let _ = std::fs::remove_file(&socket);
+            }
+        }
+    }
+
+    /// What exited while nobody looked is removed or started again, as was
+    /// asked; containers that others' namespaces depend on come first.
+    fn resume_policies(&self, mut containers: Vec<Arc<Container>>) {
+        let depends = |container: &Container| {
+            let spec = container.spec();
+            matches!(spec.network_mode, NetworkMode::Container(_))
+                || [&spec.pid_mode, &spec.ipc_mode]
+                    .iter()
+                    .any(|mode| matches!(mode, NamespaceMode::Container(_)))
+        };
+        containers.sort_by_key(|container| (depends(container), container.created.clone()));
+        let engine = self.clone();
+        tokio::spawn(async move {
+            for container in containers {
+                let _op = container.op.lock().await;
+                if container.status().is_running() || engine.find(container.id.as_str()).is_err() {
+                    continue;
+                }
+                let (spec, started, stopped, code, count) = {
+                    let facts = container.facts();
+                    (
+                        Arc::clone(&facts.spec),
+                        facts.state.started_at.is_some(),
+                        facts.manually_stopped,
+                        facts.state.exit_code,
+                        facts.restart_count,
+                    )
+                };
+                if !started {
+                    continue;
+                }
+                if spec.auto_remove {
+                    if let Err(error) = engine.remove_locked(&container, true).await {
+                        tracing::warn!(%error, container = container.id.short(), "auto-remove");
+                    }
+                    continue;
+                }
+                let wanted = match spec.restart {
+                    RestartPolicy::No => false,
+                    RestartPolicy::Always => true,
+                    RestartPolicy::UnlessStopped => !stopped,
+                    RestartPolicy::OnFailure { max_retries } => {
+                        !stopped && code != 0 && (max_retries == 0 || count < max_retries)
+                    }
+                };
+                if !wanted {
+                    if container.status() == Status::Restarting {
+                        container.facts().state.status = Status::Exited;
+                        let _ = engine.save(&container);
+                    }
+                    continue;
+                }
+                container.facts().manually_stopped = false;
+                if let Err(error) = engine.launch(&container).await {
+                    tracing::warn!(%error, container = container.id.short(), "start by policy");
+                    engine.plan_restart(&container);
+                }
+            }
+        });
+    }
+}
+
+/// One engine for one root.
+fn lock(root: &Path) -> Result<File> {
+    let path = root.join("lock");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(|error| Error::io(format!("open {}", path.display()), error))?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(
+        |_| {
+            Error::new(
+                knarr_model::ErrorKind::Unavailable,
+                format!("another knarrd uses {}", root.display()),
+            )
+        },
+    )?;
+    Ok(file)
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
+    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+}
+
+fn list(directory: &Path) -> Vec<String> {
+    std::fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect()
+}

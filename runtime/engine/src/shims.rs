@@ -1,0 +1,198 @@
+//! Warm shims: processes that are ready before anyone asks for a container.
+//!
+//! ```text
+//!   spawn ──"ready"──► idle ──take──► a container's ──Delete, Shutdown──► gone
+//!                        └──lifeline's end (the engine died)──► gone
+//! ```
+//!
+//! Starting a program costs milliseconds, so it is done off the way of a
+//! container's start. An idle shim holds the read end of a pipe whose write end
+//! only this process has: the kernel ends the idle ones with the engine. A shim
+//! with a task ignores it and waits to be found again.
+
+use std::{
+    collections::VecDeque,
+    fs::OpenOptions,
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    io::AsyncReadExt,
+    process::{ChildStdin, Command},
+};
+
+use crate::{
+    Error, Result, names,
+    task::{Task, Ttrpc},
+};
+
+/// How long a shim may take to be ready: a loaded machine is slow, a broken
+/// program never is.
+const READY: Duration = Duration::from_secs(20);
+
+/// A shim and the connection to it.
+#[derive(Debug)]
+pub(crate) struct Shim {
+    pub(crate) task: Arc<dyn Task>,
+    pub(crate) socket: PathBuf,
+    /// 0 where it was not started by this process.
+    pub(crate) pid: u32,
+    /// Held until a task is created.
+    _lifeline: Option<ChildStdin>,
+}
+
+impl Shim {
+    /// Finds a shim again that an earlier engine started.
+    pub(crate) async fn find(socket: &Path, pid: u32) -> Result<Self> {
+        let task = Ttrpc::connect(socket)
+            .await
+            .map_err(|error| Error::internal(format!("shim at {}: {error}", socket.display())))?;
+        Ok(Self { task, socket: socket.to_owned(), pid, _lifeline: None })
+    }
+
+    /// A shim that is no process.
+    #[cfg(test)]
+    pub(crate) fn fake(task: Arc<dyn Task>) -> Self {
+        Self { task, socket: PathBuf::new(), pid: 0, _lifeline: None }
+    }
+}
+
+/// Where shims come from.
+#[derive(Debug)]
+pub(crate) struct Shims {
+    program: PathBuf,
+    sockets: PathBuf,
+    log: Option<PathBuf>,
+    size: usize,
+    idle: Mutex<VecDeque<Shim>>,
+    #[cfg(test)]
+    fakes: Mutex<VecDeque<Shim>>,
+}
+
+impl Shims {
+    pub(crate) fn new(
+        program: PathBuf,
+        sockets: PathBuf,
+        log: Option<PathBuf>,
+        size: usize,
+    ) -> Self {
+        Self {
+            program,
+            sockets,
+            log,
+            size,
+            idle: Mutex::default(),
+            #[cfg(test)]
+            fakes: Mutex::default(),
+        }
+    }
+
+    /// A shim without a task: a warm one, else a new one.
+    pub(crate) async fn take(&self) -> Result<Shim> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        match idle {
+            Some(shim) => Ok(shim),
+            None => self.spawn().await,
+        }
+    }
+
+    /// Makes the pool full again, in the background.
+    pub(crate) fn refill(self: &Arc<Self>) {
+        let pool = Arc::clone(self);
+        tokio::spawn(async move {
+            // A container that has just been started comes first.
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            while pool.missing() {
+                match pool.spawn().await {
+                    Ok(shim) => {
+                        let mut idle = pool.idle.lock().unwrap_or_else(PoisonError::into_inner);
+                        if idle.len() < pool.size {
+                            idle.push_back(shim);
+                        }
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "no warm shim");
+                        return;
+                    }
+                }
+            }
+        });
+    }
+
+    fn missing(&self) -> bool {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).len() < self.size
+    }
+
+    /// Starts a shim and waits until it listens.
+    async fn spawn(&self) -> Result<Shim> {
+        #[cfg(test)]
+        if let Some(fake) = self.fakes.lock().unwrap_or_else(PoisonError::into_inner).pop_front() {
+            return Ok(fake);
+        }
+        let id =
+            names::random::<5>().iter().fold(String::new(), |id, byte| format!("{id}{byte:02x}"));
+        let socket = self.sockets.join(format!("{id}.sock"));
+        let failed = |what: &str, error: std::io::Error| {
+            Error::io(format!("shim {}: {what}", self.program.display()), error)
+        };
+        let stderr = match &self.log {
+            Some(path) => OpenOptions::new()
+                .append(true)
+                .create(true)
+                .open(path)
+                .map_err(|error| failed("log file", error))?
+                .into(),
+            None => Stdio::null(),
+        };
+        let mut child = Command::new(&self.program)
+            .args(["-namespace", "knarr", "-id", &id, "-address", "", "-knarr-socket"])
+            .arg(&socket)
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(stderr)
+            .spawn()
+            .map_err(|error| failed("start", error))?;
+        let pid = child.id().unwrap_or_default();
+        let lifeline = child.stdin.take();
+        let mut stdout = child.stdout.take();
+        // Somebody has to reap it, whenever it ends.
+        tokio::spawn(async move { child.wait().await });
+        let ready = async {
+            let mut word = [0; 6];
+            match &mut stdout {
+                Some(stdout) => stdout.read_exact(&mut word).await.map(|_| word),
+                None => Ok(word),
+            }
+        };
+        match tokio::time::timeout(READY, ready).await {
+            Ok(Ok(word)) if &word == b"ready\n" => {}
+            Ok(Ok(word)) => {
+                let word = String::from_utf8_lossy(&word).into_owned();
+                return Err(Error::internal(format!(
+                    "shim {} said {word:?} instead of being ready",
+                    self.program.display()
+                )));
+            }
+            Ok(Err(error)) => return Err(failed("ended before it was ready", error)),
+            Err(_) => {
+                return Err(Error::internal(format!(
+                    "shim {} was not ready within {READY:?}",
+                    self.program.display()
+                )));
+            }
+        }
+        let task = Ttrpc::connect(&socket)
+            .await
+            .map_err(|error| Error::internal(format!("shim at {}: {error}", socket.display())))?;
+        Ok(Shim { task, socket, pid, _lifeline: lifeline })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn add_fake(&self, shim: Shim) {
+        self.fakes.lock().unwrap_or_else(PoisonError::into_inner).push_back(shim);
+    }
+}

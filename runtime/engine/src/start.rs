@@ -1,0 +1,636 @@
+//! `start`: from a row to a running process.
+//!
+//! ```text
+//!   files of /etc, specification ─► warm shim: Create ─► network by the pid's netns
+//!      ─► hosts, resolv.conf ─► attached clients ─► Start ─► row says running
+//! ```
+//!
+//! No tool is executed and nothing is flushed to disk on this way. If a step
+//! fails, everything that was done is undone and the container is as before,
+//! with the error and Docker's exit code in its state.
+
+use std::{net::IpAddr, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Instant};
+
+use knarr_model::{
+    ContainerSpec, EndpointSpec, NamespaceMode, NetworkMode, PortBinding, PortSpec, Transport,
+    WasmAbi, Workload,
+    task::{LOG_SCHEME, LogTarget, Preopen, WasmLaunch, WasmNetwork},
+};
+
+use crate::{
+    Error, Result,
+    container::{Container, FIRST_BACKOFF},
+    create::{private_directory, write_public},
+    devices,
+    engine::{Engine, now},
+    failpoint,
+    mounts::StoredKind,
+    oci::{self, Place, Places, ResolvedMount, Source},
+    shims::Shim,
+    task::{RootMount, Streams, TaskError},
+    view::{PublishedPort, Status, WaitOutcome},
+};
+
+/// File of the bundle that names the shim's socket before there is a task.
+pub(crate) const SHIM_NOTE: &str = "shim";
+
+/// What a launch has made so far, so that it can be undone.
+#[derive(Default)]
+struct Made {
+    shim: Option<Arc<Shim>>,
+    task: bool,
+    network: bool,
+}
+
+impl Engine {
+    /// Starts it; `NotModified` if it runs.
+    ///
+    /// # Errors
+    /// Docker's texts, from which its client takes exit codes 125, 126 and 127.
+    pub async fn start(&self, key: &str) -> Result<()> {
+        let container = self.find(key)?;
+        let engine = self.clone();
+        self.run(async move {
+            let _op = container.op.lock().await;
+            engine.start_locked(&container).await
+        })
+        .await
+    }
+
+    /// A start on a user's wish; `op` is held.
+    pub(crate) async fn start_locked(&self, container: &Arc<Container>) -> Result<()> {
+        match container.status() {
+            Status::Running => return Err(Error::not_modified()),
+            Status::Paused => {
+                return Err(Error::conflict(
+                    "cannot start a paused container, try unpause instead",
+                ));
+            }
+            Status::Removing | Status::Dead => {
+                return Err(Error::conflict(
+                    "container is marked for removal and cannot be started",
+                ));
+            }
+            Status::Created | Status::Exited | Status::Restarting => {}
+        }
+        {
+            let mut facts = container.facts();
+            facts.plan += 1;
+            facts.restart_count = 0;
+            facts.backoff = FIRST_BACKOFF;
+            facts.manually_stopped = false;
+        }
+        let outcome = self.launch(container).await;
+        if outcome.is_err() && container.spec().auto_remove {
+            if let Err(error) = self.remove_locked(container, true).await {
+                tracing::warn!(%error, container = container.id.short(), "auto-remove");
+            }
+        }
+        outcome
+    }
+
+    /// Launches it; `op` is held and it does not run. A failure is recorded.
+    pub(crate) async fn launch(&self, container: &Arc<Container>) -> Result<()> {
+        let mut made = Made::default();
+        match self.launch_steps(container, &mut made).await {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                self.undo_launch(container, made).await;
+                {
+                    let mut facts = container.facts();
+                    facts.state.error = error.message().to_owned();
+                    facts.state.exit_code = exit_code_of(error.message());
+                    facts.state.pid = 0;
+                    if facts.state.status != Status::Created {
+                        facts.state.status = Status::Exited;
+                    }
+                    // Clients that attached before the start hear the end.
+                    facts.pending.clear();
+                }
+                if let Err(error) = self.save(container) {
+                    tracing::warn!(%error, container = container.id.short(), "record failed start");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn launch_steps(&self, container: &Arc<Container>, made: &mut Made) -> Result<()> {
+        failpoint::hit("start.begin")?;
+        let began = Instant::now();
+        let (spec, resolved) = {
+            let facts = container.facts();
+            (Arc::clone(&facts.spec), Arc::clone(&facts.resolved))
+        };
+        let id = container.id.as_str();
+        let (mounts, _held) = self.resolve_mounts(container)?;
+        let wasm = self.wasm_launch(container, &spec, &mounts).await?;
+        let places = self.places(&spec)?;
+        let devices = devices::resolve(&spec)?;
+        let etc = self.directory(&container.id);
+        let document = oci::generate(&oci::Input {
+            id,
+            spec: &spec,
+            argv: &resolved.argv,
+            env: &spec.env,
+            mounts: &mounts,
+            etc: &etc,
+            places: &places,
+            cgroup: &self.cgroup(container),
+            devices: &devices,
+            wasm: wasm.as_ref(),
+            host: &self.0.host,
+        })?;
+        let snapshot =
+            self.0.store.prepare(&container.id, &resolved.layers).map_err(Error::from_room)?;
+        let bundle = self.bundle(&container.id);
+        private_directory(&bundle)?;
+        let config = bundle.join("config.json");
+        std::fs::write(&config, document.to_string())
+            .map_err(|error| Error::io(format!("write {}", config.display()), error))?;
+        // The container's own view of itself; hosts and resolv.conf follow with the network.
+        write_public(&etc.join("hostname"), &format!("{}\n", oci::hostname(id, &spec)))?;
+        failpoint::hit("start.bundle")?;
+
+        let rootfs = [RootMount {
+            kind: "overlay".into(),
+            source: "overlay".into(),
+            options: snapshot.overlay_options(),
+        }];
+        let streams = self.streams(container, &spec)?;
+        let prepared = began.elapsed();
+        let pid = self.create_task(container, &bundle, &rootfs, &streams, made).await?;
+        let created = began.elapsed();
+        failpoint::hit("start.task")?;
+
+        made.network = true;
+        self.connect(container, &spec, pid).await?;
+        let connected = began.elapsed();
+        failpoint::hit("start.network")?;
+
+        let shim = made.shim.as_ref().map(Arc::clone).ok_or_else(|| Error::internal("no shim"))?;
+        self.join_pending(container, &bundle, &spec).await?;
+        failpoint::hit("start.attach")?;
+        shim.task.start(id, "").await.map_err(|error| start_error(&error))?;
+        let started = began.elapsed();
+        {
+            let mut facts = container.facts();
+            facts.state.status = Status::Running;
+            facts.state.pid = pid;
+            facts.state.exit_code = 0;
+            facts.state.oom_killed = false;
+            facts.state.error.clear();
+            facts.state.started_at = Some(now());
+            facts.since = Some(Instant::now());
+            facts.shim = Some(Arc::clone(&shim));
+        }
+        failpoint::hit("start.running")?;
+        self.save(container)?;
+        container.tell_running();
+        self.tell(container, "start", &[]);
+        self.watch(container, shim);
+        self.0.shims.refill();
+        tracing::debug!(
+            container = container.id.short(),
+            prepare = ?prepared,
+            create = ?created.saturating_sub(prepared),
+            network = ?connected.saturating_sub(created),
+            start = ?started.saturating_sub(connected),
+            total = ?began.elapsed(),
+            "started"
+        );
+        failpoint::hit("start.done")
+    }
+
+    /// Creates the task on a warm shim; a shim that died while it was idle is
+    /// replaced once.
+    async fn create_task(
+        &self,
+        container: &Container,
+        bundle: &std::path::Path,
+        rootfs: &[RootMount],
+        streams: &Streams,
+        made: &mut Made,
+    ) -> Result<u32> {
+        let mut second = false;
+        loop {
+            let shim = Arc::new(self.0.shims.take().await?);
+            made.shim = Some(Arc::clone(&shim));
+            // So that recovery finds the task even if this is as far as it comes.
+            let note = bundle.join(SHIM_NOTE);
+            std::fs::write(&note, shim.socket.as_os_str().as_encoded_bytes())
+                .map_err(|error| Error::io(format!("write {}", note.display()), error))?;
+            failpoint::hit("start.shim")?;
+            match shim.task.create(container.id.as_str(), bundle, rootfs, streams).await {
+                Ok(pid) => {
+                    made.task = true;
+                    return Ok(pid);
+                }
+                Err(TaskError::Lost(_)) if !second => second = true,
+                Err(error) => {
+                    // It may have come half way.
+                    made.task = true;
+                    return Err(start_error(&error));
+                }
+            }
+        }
+    }
+
+    async fn undo_launch(&self, container: &Container, made: Made) {
+        let id = container.id.as_str();
+        if let Some(shim) = &made.shim {
+            if made.task {
+                let _ = shim.task.kill(id, "", 9, true).await;
+                if let Err(error) = shim.task.delete(id, "").await
+                    && !error.is_gone()
+                {
+                    tracing::debug!(%error, container = container.id.short(), "undo: delete task");
+                }
+            }
+            let _ = shim.task.shutdown().await;
+        }
+        if made.network
+            && let Err(error) = self.0.networks.detach(&container.id)
+        {
+            tracing::warn!(%error, container = container.id.short(), "undo: detach");
+        }
+        {
+            let mut facts = container.facts();
+            facts.endpoints.clear();
+            facts.ports.clear();
+            facts.shim = None;
+        }
+        self.remove_bundle(container);
+        self.0.shims.refill();
+    }
+
+    /// The bundle's directory goes; it need not be there.
+    pub(crate) fn remove_bundle(&self, container: &Container) {
+        let bundle = self.bundle(&container.id);
+        match std::fs::remove_dir_all(&bundle) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(%error, bundle = %bundle.display(), "remove bundle");
+            }
+            _ => {}
+        }
+    }
+
+    fn streams(&self, container: &Container, spec: &ContainerSpec) -> Result<Streams> {
+        let target = LogTarget {
+            path: self.log_path(container),
+            max_size: spec.log.max_size,
+            max_files: spec.log.max_files,
+        };
+        let target = serde_json::to_string(&target)
+            .map_err(|error| Error::internal(format!("log target: {error}")))?;
+        let log = format!("{LOG_SCHEME}{target}");
+        Ok(Streams {
+            stdin: if spec.open_stdin {
+                knarr_model::task::ATTACH_SCHEME.to_owned()
+            } else {
+                String::new()
+            },
+            stdout: log.clone(),
+            stderr: log,
+            terminal: spec.tty,
+        })
+    }
+
+    /// Sources of the mounts, as paths that exist for as long as what is
+    /// answered beside them is held.
+    fn resolve_mounts(&self, container: &Container) -> Result<(Vec<ResolvedMount>, Vec<OwnedFd>)> {
+        let resolved = Arc::clone(&container.facts().resolved);
+        let mut held = Vec::new();
+        let mut mounts = Vec::new();
+        for mount in &resolved.mounts {
+            let source = match &mount.kind {
+                StoredKind::Bind { source, create_source, propagation, recursive } => {
+                    bind_source(source, *create_source)?;
+                    Source::Path {
+                        path: source.clone(),
+                        propagation: *propagation,
+                        recursive: *recursive,
+                    }
+                }
+                StoredKind::Volume { name, subpath, .. } => {
+                    let (path, inside) = self.volume_source(name, subpath.as_deref())?;
+                    held.extend(inside);
+                    Source::Path {
+                        path,
+                        propagation: knarr_model::Propagation::Rprivate,
+                        recursive: true,
+                    }
+                }
+                StoredKind::Tmpfs { options } => Source::Tmpfs { options: options.clone() },
+            };
+            mounts.push(ResolvedMount {
+                target: mount.target.clone(),
+                read_only: mount.read_only,
+                source,
+            });
+        }
+        Ok((mounts, held))
+    }
+
+    /// What a Wasm program is granted; none for a native one.
+    async fn wasm_launch(
+        &self,
+        container: &Container,
+        spec: &ContainerSpec,
+        mounts: &[ResolvedMount],
+    ) -> Result<Option<WasmLaunch>> {
+        let Workload::Wasm { abi, module, .. } = &container.workload else { return Ok(None) };
+        let code = self.0.images.compiled(module).await.map_err(Error::from_room)?;
+        Ok(Some(grants(*abi, spec, mounts, self.0.config.wasm_host.clone(), code)))
+    }
+
+    /// The namespaces of this start: other containers are asked for their pid now.
+    fn places(&self, spec: &ContainerSpec) -> Result<Places> {
+        let of = |key: &str, what: &str| -> Result<Place> {
+            let other = self.find(key)?;
+            let facts = other.facts();
+            if !facts.state.status.is_running() {
+                return Err(Error::conflict(format!(
+                    "cannot join {what} namespace of a non running container: container {} is {}",
+                    facts.name,
+                    facts.state.status.as_str()
+                )));
+            }
+            Ok(Place::Of(PathBuf::from(format!("/proc/{}/ns/{what}", facts.state.pid))))
+        };
+        let place = |mode: &NamespaceMode, what: &str| match mode {
+            NamespaceMode::Private | NamespaceMode::Shareable => Ok(Place::New),
+            NamespaceMode::Host => Ok(Place::Host),
+            NamespaceMode::Container(key) => of(key, what),
+        };
+        Ok(Places {
+            network: match &spec.network_mode {
+                NetworkMode::Host => Place::Host,
+                NetworkMode::Container(key) => of(key, "net")?,
+                _ => Place::New,
+            },
+            pid: place(&spec.pid_mode, "pid")?,
+            ipc: place(&spec.ipc_mode, "ipc")?,
+            uts: match (&spec.uts_mode, &spec.network_mode) {
+                (NamespaceMode::Host, _) => Place::Host,
+                // A shared network has the other's name (moby `daemon/container_operations_unix.go`).
+                (_, NetworkMode::Container(_)) if spec.hostname.is_none() => Place::New,
+                (mode, _) => place(mode, "uts")?,
+            },
+        })
+    }
+
+    /// Networks, then what /etc says of them.
+    async fn connect(
+        &self,
+        container: &Arc<Container>,
+        spec: &Arc<ContainerSpec>,
+        pid: u32,
+    ) -> Result<()> {
+        let engine = self.clone();
+        let container = Arc::clone(container);
+        let spec = Arc::clone(spec);
+        // Netlink blocks; a lock of the kernel's may be held by others for long.
+        tokio::task::spawn_blocking(move || engine.connect_blocking(&container, &spec, pid))
+            .await
+            .map_err(|error| Error::internal(format!("network: {error}")))?
+    }
+
+    fn connect_blocking(
+        &self,
+        container: &Container,
+        spec: &ContainerSpec,
+        pid: u32,
+    ) -> Result<()> {
+        let name = container.name();
+        let hostname = oci::hostname(container.id.as_str(), spec);
+        let netns = PathBuf::from(format!("/proc/{pid}/ns/net"));
+        let mut endpoints = Vec::new();
+        for (network, asked) in wanted_networks(spec) {
+            let endpoint = self
+                .0
+                .networks
+                .attach(&knarr_network::Attach {
+                    container: &container.id,
+                    name: name.as_str(),
+                    hostname: &hostname,
+                    netns: &netns,
+                    network: &network,
+                    spec: &asked,
+                    dns: &spec.dns,
+                })
+                .map_err(Error::from_room)?;
+            endpoints.push(endpoint);
+        }
+        let bindings = bindings(spec);
+        let ports = if bindings.is_empty() || endpoints.is_empty() {
+            Vec::new()
+        } else {
+            self.0
+                .networks
+                .publish(&container.id, name.as_str(), &bindings)
+                .map_err(Error::from_room)?
+        };
+        self.write_etc(container, spec, &endpoints)?;
+        let mut facts = container.facts();
+        facts.endpoints = endpoints;
+        facts.ports = ports.iter().map(published).collect();
+        Ok(())
+    }
+
+    /// Writes hosts and resolv.conf in place: the container has them mounted.
+    pub(crate) fn write_etc(
+        &self,
+        container: &Container,
+        spec: &ContainerSpec,
+        endpoints: &[knarr_network::Endpoint],
+    ) -> Result<()> {
+        let etc = self.directory(&container.id);
+        if let NetworkMode::Container(key) = &spec.network_mode {
+            // The other's names are right for this one too.
+            let other = self.directory(&self.find(key)?.id);
+            for file in ["hosts", "resolv.conf"] {
+                let text = std::fs::read_to_string(other.join(file)).unwrap_or_default();
+                write_public(&etc.join(file), &text)?;
+            }
+            return Ok(());
+        }
+        let addresses: Vec<IpAddr> =
+            endpoints.iter().filter_map(|endpoint| endpoint.row.ipv4.map(IpAddr::from)).collect();
+        let hostname = oci::hostname(container.id.as_str(), spec);
+        let hosts = self
+            .0
+            .networks
+            .hosts(&knarr_network::HostsFile {
+                addresses: &addresses,
+                hostname: &hostname,
+                domainname: spec.domainname.as_deref(),
+                extra: &spec.extra_hosts,
+            })
+            .map_err(Error::from_room)?;
+        let embedded = endpoints.iter().any(|endpoint| !endpoint.dns_names.is_empty());
+        let resolv = self.0.networks.resolv_conf(&knarr_network::ResolvConf {
+            embedded,
+            dns: &spec.dns,
+            search: &spec.dns_search,
+            options: &spec.dns_options,
+        });
+        write_public(&etc.join("hosts"), &hosts)?;
+        write_public(&etc.join("resolv.conf"), &resolv)
+    }
+
+    /// Waits for the end of a task in the background.
+    pub(crate) fn watch(&self, container: &Arc<Container>, shim: Arc<Shim>) {
+        let engine = self.clone();
+        let container = Arc::clone(container);
+        tokio::spawn(async move {
+            let end = shim.task.wait(container.id.as_str(), "").await;
+            let _op = container.op.lock().await;
+            engine.on_end(&container, &shim, end).await;
+        });
+    }
+}
+
+/// Makes sure that what is to be mounted is there (`-v` makes it, `--mount` does not).
+pub(crate) fn bind_source(source: &std::path::Path, create: bool) -> Result<()> {
+    if source.exists() {
+        return Ok(());
+    }
+    if !create {
+        return Err(Error::invalid(format!(
+            "invalid mount config for type \"bind\": bind source path does not exist: {}",
+            source.display()
+        )));
+    }
+    std::fs::create_dir_all(source).map_err(|error| {
+        Error::io(format!("error while creating mount source path '{}'", source.display()), error)
+    })
+}
+
+/// The networks that a container is put into, the one of its mode first.
+fn wanted_networks(spec: &ContainerSpec) -> Vec<(String, EndpointSpec)> {
+    let first = match &spec.network_mode {
+        NetworkMode::Container(_) => return Vec::new(),
+        NetworkMode::Default => "bridge",
+        NetworkMode::None => "none",
+        NetworkMode::Host => "host",
+        NetworkMode::Network(name) => name,
+    };
+    let mut all = vec![(first.to_owned(), EndpointSpec::default())];
+    for (name, asked) in &spec.endpoints {
+        let name = if matches!(name.as_str(), "default" | "") { "bridge" } else { name };
+        if name == first {
+            all[0].1 = asked.clone();
+        } else if !matches!(spec.network_mode, NetworkMode::None | NetworkMode::Host) {
+            all.push((name.to_owned(), asked.clone()));
+        }
+    }
+    all
+}
+
+/// Published ports, and with `-P` every exposed one that has no binding.
+fn bindings(spec: &ContainerSpec) -> Vec<PortBinding> {
+    if matches!(
+        spec.network_mode,
+        NetworkMode::Host | NetworkMode::None | NetworkMode::Container(_)
+    ) {
+        return Vec::new();
+    }
+    let mut all = spec.published.clone();
+    if spec.publish_all {
+        for port in &spec.exposed_ports {
+            if !all.iter().any(|binding| binding.container == *port) {
+                all.push(PortBinding {
+                    container: *port,
+                    host_ip: None,
+                    host_port: None,
+                    host_port_end: None,
+                });
+            }
+        }
+    }
+    all
+}
+
+pub(crate) fn published(port: &knarr_network::PublishedPort) -> PublishedPort {
+    PublishedPort { container: port.port, host_ip: port.host_ip, host_port: port.host_port }
+}
+
+/// Docker's words as grants: deny by default (ARCHITECTURE §5).
+pub(crate) fn grants(
+    abi: WasmAbi,
+    spec: &ContainerSpec,
+    mounts: &[ResolvedMount],
+    host: PathBuf,
+    code: PathBuf,
+) -> WasmLaunch {
+    let mut preopens = vec![Preopen { path: "/".into(), read_only: true }];
+    preopens.extend(
+        mounts
+            .iter()
+            .map(|mount| Preopen { path: mount.target.clone(), read_only: mount.read_only }),
+    );
+    let network = match spec.network_mode {
+        NetworkMode::None => None,
+        _ => {
+            let ports = |transport: Transport| -> Vec<u16> {
+                let of = |port: &PortSpec| (port.transport == transport).then_some(port.port);
+                let all: std::collections::BTreeSet<u16> = spec
+                    .exposed_ports
+                    .iter()
+                    .filter_map(of)
+                    .chain(spec.published.iter().filter_map(|binding| of(&binding.container)))
+                    .collect();
+                all.into_iter().collect()
+            };
+            let mut listen_tcp = ports(Transport::Tcp);
+            if abi == WasmAbi::HttpProxy && listen_tcp.is_empty() {
+                listen_tcp.push(8080);
+            }
+            Some(WasmNetwork { listen_tcp, listen_udp: ports(Transport::Udp), dns: true })
+        }
+    };
+    WasmLaunch { host, code, abi, preopens, network, memory: spec.resources.memory }
+}
+
+/// Docker's exit code for a start that failed (moby `daemon/errors.go` `setExitCodeFromError`).
+pub(crate) fn exit_code_of(message: &str) -> u32 {
+    let has = |words: &[&str]| words.iter().any(|word| message.contains(word));
+    if has(&[
+        "executable file not found",
+        "no such file or directory",
+        "system cannot find the file specified",
+    ]) {
+        127
+    } else if has(&["permission denied", "not a directory", "is a directory", "exec format error"])
+    {
+        126
+    } else {
+        128
+    }
+}
+
+/// Docker's sentence around a shim's refusal.
+fn start_error(error: &TaskError) -> Error {
+    let reason = error.to_string();
+    let message = if reason.contains("failed to create task") {
+        reason
+    } else {
+        format!(
+            "failed to create task for container: failed to create shim task: OCI runtime create failed: {reason}: unknown"
+        )
+    };
+    match exit_code_of(&message) {
+        126 | 127 => Error::invalid(message),
+        _ => Error::internal(message),
+    }
+}
+
+/// What waiters are told.
+pub(crate) fn outcome(code: u32, error: &str) -> WaitOutcome {
+    WaitOutcome { code, error: (!error.is_empty()).then(|| error.to_owned()) }
+}
+
+#[cfg(test)]
+#[path = "start_tests.rs"]
+mod tests;
