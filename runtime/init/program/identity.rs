@@ -2,6 +2,7 @@
 
 use crate::kernel::*;
 
+const PR_SET_PDEATHSIG: usize = 1;
 const PR_SET_KEEPCAPS: usize = 8;
 const PR_CAPBSET_READ: usize = 23;
 const PR_CAPBSET_DROP: usize = 24;
@@ -31,6 +32,22 @@ pub fn become_user(uid: u32, gid: u32, groups: &[u8]) -> Answer<()> {
     sys!(SETRESGID, gid, gid, gid)?;
     sys!(SETRESUID, uid, uid, uid)?;
     sys!(PRCTL, PR_SET_KEEPCAPS, 0)?;
+    Ok(())
+}
+
+/// The shim is the container's only witness: without it, no container.
+pub fn die_with_parent() -> Answer<()> {
+    sys!(PRCTL, PR_SET_PDEATHSIG, 9)?;
+    Ok(())
+}
+
+/// As runc does (`fixStdioPermissions`), but for pipes only: they are ours.
+pub fn own_streams(uid: u32) -> Answer<()> {
+    for stream in 0..3 {
+        if fstat(stream).is_ok_and(|stat| stat.mode & S_IFMT == S_IFIFO) {
+            sys!(FCHOWN, stream, uid, u32::MAX)?;
+        }
+    }
     Ok(())
 }
 
@@ -86,7 +103,7 @@ pub fn keyring(name: &core::ffi::CStr) -> Answer<()> {
 
 pub fn signals() -> Answer<()> {
     let default = [0u64; 4];
-    for signal in (1..=64).filter(|signal| !matches!(signal, 9 | 19 | 32 | 33)) {
+    for signal in (1..=64).filter(|signal| !matches!(signal, 9 | 19)) {
         sys!(RT_SIGACTION, signal, default.as_ptr(), 0, 8)?;
     }
     let none = 0u64;

@@ -84,6 +84,7 @@ impl Launch {
             Op::Terminal { rows, cols, uid, console } => {
                 terminal::open_pair(root, index, rows, cols, uid, console)
             }
+            Op::ControllingTerminal {} => terminal::control(0),
             Op::Setsid {} => sys!(SETSID).map(drop),
             Op::Umask { mask } => sys!(UMASK, mask).map(drop),
             Op::Chdir { path, create } => root.chdir(path, create),
@@ -115,6 +116,8 @@ impl Launch {
                 sys!(EXECVEAT, self.fd(fd)?, c"".as_ptr(), argv, env, AT_EMPTY_PATH).map(drop)
             }
             Op::Fork {} => reaper::fork(),
+            Op::DieWithParent {} => identity::die_with_parent(),
+            Op::OwnStreams { uid } => identity::own_streams(uid),
             Op::Unshare { kinds } => sys!(UNSHARE, kinds).map(drop),
             Op::Personality { persona } => sys!(PERSONALITY, persona).map(drop),
         }

@@ -47,10 +47,16 @@ pub fn open_pair(
         let mount = clone_mount(slave, false)?;
         root.attach(mount, c"/dev/console")?;
     }
-    sys!(IOCTL, slave, TIOCSCTTY, 0)?;
+    control(slave)?;
     for fd in 0..3 {
         sys!(DUP3, slave, fd, 0)?;
     }
     close(slave);
+    Ok(())
+}
+
+/// Makes a terminal the one of our session.
+pub fn control(terminal: i32) -> Answer<()> {
+    sys!(IOCTL, terminal, TIOCSCTTY, 0)?;
     Ok(())
 }

@@ -325,6 +325,8 @@ ops! {
         /// Bind it to `/dev/console`.
         console: bool
     }
+    /// Makes standard input the controlling terminal.
+    ControllingTerminal = 5 {}
     /// Starts a session.
     Setsid = 22 {}
     /// Sets the file mode creation mask.
@@ -422,6 +424,15 @@ ops! {
     Unshare = 40 {
         /// CLONE_NEW* bits.
         kinds: u32
+    }
+    /// Is killed when the thread that made it ends. A change of credentials
+    /// takes it back.
+    DieWithParent = 41 {}
+    /// Gives those of its standard streams that are pipes to the user, so that
+    /// `/dev/stdout` can be opened.
+    OwnStreams = 42 {
+        /// The user.
+        uid: u32
     }
     /// Sets the execution domain.
     Personality = 39 {

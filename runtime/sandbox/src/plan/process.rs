@@ -137,7 +137,11 @@ pub(super) fn drop_privileges(
     let sets = capabilities::Sets::of(process.capabilities().as_ref());
     ops.push(Op::Bounding { keep: sets.bounding });
     let groups: Vec<u8> = identity.groups.iter().flat_map(|group| group.to_ne_bytes()).collect();
+    if identity.uid != 0 {
+        ops.push(Op::OwnStreams { uid: identity.uid });
+    }
     ops.push(Op::Identity { uid: identity.uid, gid: identity.gid, groups: Bytes(&groups) });
+    ops.push(Op::DieWithParent {});
     if keep > 0 {
         ops.push(Op::Keep { count: keep });
     }
