@@ -5,7 +5,7 @@
 //! not one byte of output is missed. Afterwards the client speaks to the shim's
 //! socket directly.
 
-use std::{path::Path, sync::Arc};
+use std::{os::fd::AsRawFd as _, path::Path, sync::Arc};
 
 use futures_util::StreamExt;
 use knarr_model::{ContainerSpec, task::AttachRequest};
@@ -27,8 +27,10 @@ const PIPE: usize = 64 << 10;
 
 /// Connects to the streams of a process.
 pub(crate) async fn dial(bundle: &Path, request: &AttachRequest) -> Result<UnixStream> {
-    let socket = bundle.join("attach.sock");
     let failed = |error: std::io::Error| Error::io("attach to the container's streams", error);
+    // Through the directory: an address holds 108 bytes, a bundle's path may be longer.
+    let directory = std::fs::File::open(bundle).map_err(failed)?;
+    let socket = format!("/proc/self/fd/{}/attach.sock", directory.as_raw_fd());
     let mut stream = UnixStream::connect(&socket).await.map_err(failed)?;
     let mut line = serde_json::to_vec(request)
         .map_err(|error| Error::internal(format!("attach request: {error}")))?;
