@@ -102,10 +102,8 @@ fn confine() -> Result<()> {
     ];
     for (resource, current, maximum) in limits {
         let inherited = rustix::process::getrlimit(resource).maximum.unwrap_or(u64::MAX);
-        let limit = Rlimit {
-            current: Some(current.min(inherited)),
-            maximum: Some(maximum.min(inherited)),
-        };
+        let limit =
+            Rlimit { current: Some(current.min(inherited)), maximum: Some(maximum.min(inherited)) };
         rustix::process::setrlimit(resource, limit)?;
     }
     if Uid::effective().is_root() {

@@ -16,7 +16,9 @@ use std::{
 };
 
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
-use wasmtime::{CustomCodeMemory, Engine, Module, Result, component::Component, error::Context as _};
+use wasmtime::{
+    CustomCodeMemory, Engine, Module, Result, component::Component, error::Context as _,
+};
 
 /// A launch is some arguments and an environment; the kernel's own bound for
 /// those of a native program is 2 MiB.

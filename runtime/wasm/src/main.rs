@@ -30,6 +30,7 @@ mod grants;
 mod guest;
 mod inherited;
 mod outgoing;
+mod random;
 mod run;
 mod serve;
 mod signals;
@@ -60,7 +61,11 @@ fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("knarr-wasm: {error:#}");
-            ExitCode::from(if verb == "compile" || verb == compile::WORKER { 1 } else { HOST_FAILED })
+            ExitCode::from(if verb == "compile" || verb == compile::WORKER {
+                1
+            } else {
+                HOST_FAILED
+            })
         }
     }
 }

@@ -84,14 +84,14 @@ async fn component(code: Code, grants: &Grants, budget: &std::sync::Arc<Budget>)
     let engine = engine::running(Kind::Component, None)?;
     let component = code.component(&engine)?;
     let linker = linker(&engine)?;
-    let guest = Guest::new(grants.context()?, Outgoing::new(grants.connects()), Limits::new(budget));
+    let guest =
+        Guest::new(grants.context()?, Outgoing::new(grants.connects()), Limits::new(budget));
     let mut store = Store::new(&engine, guest);
     store.limiter(|guest| &mut guest.limits);
     // Nothing shares the process: no turns to take, and signals end it.
     store.set_epoch_deadline(u64::MAX / 2);
-    let command = wasmtime_wasi::p2::bindings::Command::instantiate_async(
-        &mut store, &component, &linker,
-    );
+    let command =
+        wasmtime_wasi::p2::bindings::Command::instantiate_async(&mut store, &component, &linker);
     let command = match command.await {
         Ok(command) => command,
         Err(error) => return Ok(not_started(&error)),

@@ -131,8 +131,7 @@ fn load(code: Code) -> Result<ProxyPre<Guest>> {
     {
         return Ok(pre);
     }
-    prepare(engine::running(Kind::Component, None)?, code)
-        .context("the program cannot be started")
+    prepare(engine::running(Kind::Component, None)?, code).context("the program cannot be started")
 }
 
 struct Server {
