@@ -66,38 +66,31 @@ impl Root {
             Err(ENOENT) => {}
             other => return other,
         }
-        let root = self.fd()?;
         let bytes = path.to_bytes();
         let mut prefix = [0u8; MAX_PATH];
-        prefix.get_mut(..bytes.len() + 1).ok_or(ENAMETOOLONG)?[..bytes.len()]
-            .copy_from_slice(bytes);
-        let mut parent = open(root, c"/", O_PATH | O_DIRECTORY, 0, IN_ROOT)?;
-        let mut at = 0;
-        while at < bytes.len() {
-            let start = at + bytes[at..].iter().take_while(|byte| **byte == b'/').count();
-            let end = start + bytes[start..].iter().take_while(|byte| **byte != b'/').count();
-            if start == end {
-                break;
-            }
+        prefix.get_mut(..=bytes.len()).ok_or(ENAMETOOLONG)?[..bytes.len()].copy_from_slice(bytes);
+        // Mostly only the last name is missing, so what is there is looked for from the end.
+        let mut end = bytes.len();
+        let mut parent = loop {
+            end = bytes[..end].iter().rposition(|byte| *byte == b'/').ok_or(EINVAL)?;
             prefix[end] = 0;
-            let until = CStr::from_bytes_until_nul(&prefix).map_err(|_| EINVAL)?;
-            let next = match self.open(until, O_PATH | O_DIRECTORY) {
-                Err(ENOENT) => {
-                    let name = CStr::from_bytes_until_nul(&prefix[start..]).map_err(|_| EINVAL)?;
-                    match sys!(MKDIRAT, parent, name.as_ptr(), 0o755) {
-                        Ok(_) | Err(EEXIST) => {}
-                        Err(errno) => return Err(errno),
-                    }
-                    self.open(until, O_PATH | O_DIRECTORY)?
-                }
-                other => other?,
-            };
-            if end < bytes.len() {
-                prefix[end] = b'/';
+            let upper = if end == 0 { c"/" } else { until_nul(&prefix)? };
+            match self.open(upper, O_PATH | O_DIRECTORY) {
+                Err(ENOENT) if end > 0 => {}
+                other => break other?,
+            }
+        };
+        // From here on each name is made and opened again through the root.
+        while end < bytes.len() {
+            prefix[end] = b'/';
+            let name = until_nul(&prefix[end + 1..])?;
+            match sys!(MKDIRAT, parent, name.as_ptr(), 0o755) {
+                Ok(_) | Err(EEXIST) => {}
+                Err(errno) => return Err(errno),
             }
             close(parent);
-            parent = next;
-            at = end;
+            parent = self.open(until_nul(&prefix)?, O_PATH | O_DIRECTORY)?;
+            end += 1 + name.to_bytes().len();
         }
         Ok(parent)
     }
@@ -115,8 +108,7 @@ impl Root {
         if slash == 0 {
             buffer[0] = b'/';
         }
-        let parent = CStr::from_bytes_until_nul(&buffer).map_err(|_| ENAMETOOLONG)?;
-        Ok((self.directory(parent)?, name))
+        Ok((self.directory(until_nul(&buffer)?)?, name))
     }
 
     /// The file at a path, made if missing.
@@ -317,4 +309,8 @@ impl Root {
         sys!(GETCWD, buffer.as_mut_ptr(), buffer.len())?;
         if buffer[0] == b'/' { Ok(()) } else { Err(ENOENT) }
     }
+}
+
+fn until_nul(bytes: &[u8]) -> Answer<&CStr> {
+    CStr::from_bytes_until_nul(bytes).map_err(|_| ENAMETOOLONG)
 }

@@ -30,14 +30,13 @@ pub struct Child(Arc<Inner>);
 struct Inner {
     pid: u32,
     pidfd: OwnedFd,
-    start_time: u64,
+    start_time: OnceLock<u64>,
     status: OnceLock<ExitStatus>,
 }
 
 impl Child {
     pub(crate) fn new(pid: u32, pidfd: OwnedFd) -> Self {
-        let start_time = start_time(pid).unwrap_or(0);
-        Self(Arc::new(Inner { pid, pidfd, start_time, status: OnceLock::new() }))
+        Self(Arc::new(Inner { pid, pidfd, start_time: OnceLock::new(), status: OnceLock::new() }))
     }
 
     /// Its number in our own pid namespace.
@@ -50,9 +49,10 @@ impl Child {
         self.0.pidfd.as_fd()
     }
 
-    /// Field 22 of `/proc/PID/stat`: start time in clock ticks since boot.
+    /// Field 22 of `/proc/PID/stat`: start time in clock ticks since boot. To
+    /// be asked before it is reaped; zero after.
     pub fn start_time(&self) -> u64 {
-        self.0.start_time
+        *self.0.start_time.get_or_init(|| start_time(self.pid()).unwrap_or(0))
     }
 
     /// Sends a signal; success where it has ended already.

@@ -93,6 +93,11 @@ pub fn create(options: CreateOptions<'_>) -> Result<Created, Error> {
     let cgroup = Cgroup::create(&path)?;
     let mut undo = Undo { cgroup: Some(&cgroup), child: None };
 
+    let terminal = terminal(&stdio);
+    let (stdio, host_console) = match (wasm, terminal) {
+        (true, Some((rows, cols))) => wishes::terminal(rows, cols)?,
+        _ => (stdio, None),
+    };
     // From here on the kernel makes the child on another processor.
     let joined = pid_namespace(&namespaces)?;
     let birth = Birth {
@@ -112,7 +117,7 @@ pub fn create(options: CreateOptions<'_>) -> Result<Created, Error> {
             identity: &identity,
             filter: filter.as_deref(),
             cgroups: &cgroup.visible(),
-            terminal: terminal(&stdio),
+            terminal,
             init: annotation(spec, INIT_ANNOTATION) == Some("true"),
         },
     )?;
@@ -130,7 +135,7 @@ pub fn create(options: CreateOptions<'_>) -> Result<Created, Error> {
         _ => None,
     })?;
     launched.await_ready(&ops)?;
-    let console = launched.console();
+    let console = launched.console().or(host_console);
 
     undo.child = None;
     undo.cgroup = None;

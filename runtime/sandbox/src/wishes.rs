@@ -21,7 +21,7 @@ use rustix::{
 };
 
 use crate::{
-    Error, Failure, RootfsMount,
+    Error, Failure, RootfsMount, Stdio,
     error::describe,
     ops::{Bind, Wish},
 };
@@ -99,6 +99,13 @@ pub(crate) fn bind(wish: &Bind) -> Result<OwnedFd, Error> {
     }
     let attr = |(set, clear), propagation| MountAttr::new(set, clear, propagation);
     let nothing = MountAttr::default();
+    if !wish.recursive {
+        // One mount: what is for all of them is for it.
+        let ((set, clear), (more, less)) = (wish.attributes, wish.deep_attributes);
+        let change = attr((set | more, clear | less), propagation);
+        mount_setattr(mount.as_fd(), false, &change).map_err(failed)?;
+        return Ok(mount);
+    }
     let (one, all) = if everywhere { (0, propagation) } else { (propagation, 0) };
     for (recursive, attr) in
         [(true, attr(wish.deep_attributes, all)), (false, attr(wish.attributes, one))]
@@ -120,6 +127,30 @@ fn is_shared(path: &Path) -> io::Result<bool> {
         words.next() == Some(id.as_str())
             && words.skip(5).take_while(|word| *word != "-").any(|word| word.starts_with("shared:"))
     }))
+}
+
+/// A pair of the host's own devpts: streams for a program that sees no devpts,
+/// and the master.
+pub(crate) fn terminal(rows: u16, cols: u16) -> Result<(Stdio, Option<OwnedFd>), Error> {
+    use rustix::{
+        pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt},
+        termios::{Winsize, tcsetwinsize},
+    };
+    let make = || -> io::Result<(Stdio, OwnedFd)> {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let master = openpt(flags)?;
+        grantpt(&master)?;
+        unlockpt(&master)?;
+        let slave = ioctl_tiocgptpeer(&master, flags)?;
+        if rows != 0 && cols != 0 {
+            let size = Winsize { ws_row: rows, ws_col: cols, ws_xpixel: 0, ws_ypixel: 0 };
+            tcsetwinsize(&master, size)?;
+        }
+        let (stdout, stderr) = (slave.try_clone()?, slave.try_clone()?);
+        Ok((Stdio::Fds { stdin: slave, stdout, stderr }, master))
+    };
+    let (stdio, master) = make().map_err(|error| Error::system("open a terminal", error))?;
+    Ok((stdio, Some(master)))
 }
 
 /// The root filesystem as a detached mount.

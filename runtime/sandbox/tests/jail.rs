@@ -160,3 +160,18 @@ fn a_wasm_container_has_no_exec_and_may_write_where_it_was_granted() {
     assert_eq!(broken.try_run().expect_err("no launch").failure(), Failure::InvalidSpec);
     assert!(Path::new("/sys/fs/cgroup").exists());
 }
+
+#[test]
+fn s05_a_wasm_container_may_have_a_terminal() {
+    let fixture = jail(json!([])).set("/process/terminal", json!(true));
+    let mut created =
+        fixture.create(knarr_sandbox::Stdio::Terminal { rows: 5, cols: 6 }).expect("create");
+    let mut console = fs::File::from(created.console().expect("console"));
+    let container = created.start().expect("start");
+    let mut text = String::new();
+    let _ = std::io::Read::read_to_string(&mut console, &mut text);
+    assert!(text.contains("args knarr-wasm run env 0\r\n"), "{text}");
+    assert!(text.contains(r#""terminal":true"#), "{text}");
+    assert_eq!(container.init().wait_blocking().expect("wait").code, 42);
+    container.delete().expect("delete");
+}

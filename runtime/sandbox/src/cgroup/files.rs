@@ -1,6 +1,13 @@
 //! Reading and writing the small files of cgroupfs.
 
-use std::{collections::BTreeMap, fs, io, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{Mode, OFlags};
 
 use crate::Error;
 
@@ -11,15 +18,33 @@ pub(super) fn write(file: &Path, value: &str) -> Result<(), Error> {
     })
 }
 
-/// The same with the bare error.
-pub(super) fn raw_write(file: &Path, value: &str) -> io::Result<()> {
-    let fd = rustix::fs::open(
-        file,
-        rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC,
-        rustix::fs::Mode::empty(),
-    )?;
-    rustix::io::write(fd, value.as_bytes())?;
+fn raw_write(file: &Path, value: &str) -> io::Result<()> {
+    rustix::io::write(open(file)?, value.as_bytes())?;
     Ok(())
+}
+
+fn open(file: &Path) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open(file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// A file that takes several values, each in a write of its own.
+pub(super) struct Writer {
+    file: PathBuf,
+    fd: OwnedFd,
+}
+
+impl Writer {
+    pub(super) fn open(file: PathBuf) -> Result<Self, Error> {
+        let fd = open(&file)
+            .map_err(|error| Error::system(format_args!("open {}", file.display()), error))?;
+        Ok(Self { file, fd })
+    }
+
+    pub(super) fn write(&mut self, value: &str) -> Result<(), Error> {
+        rustix::io::write(&self.fd, value.as_bytes()).map(drop).map_err(|errno| {
+            Error::system(format_args!("write {value:?} to {}", self.file.display()), errno)
+        })
+    }
 }
 
 /// A file's content; nothing where it does not exist.

@@ -157,23 +157,28 @@ impl Hierarchy {
         self.mount.join(path.strip_prefix("/").unwrap_or(path))
     }
 
-    /// Makes a group and those above it.
-    pub(crate) fn make(&self, path: &Path) -> io::Result<()> {
+    /// Makes a group and those above it; whether it is new.
+    pub(crate) fn make(&self, path: &Path) -> io::Result<bool> {
         let dir = self.dir(path);
         match mkdir(&dir, 0o755.into()) {
             Ok(()) => {}
-            Err(Errno::EXIST) => return Ok(()),
+            Err(Errno::EXIST) => return Ok(false),
             Err(Errno::NOENT) => {
                 let parent = path.parent().filter(|parent| parent.parent().is_some());
-                self.make(parent.ok_or(io::ErrorKind::NotFound)?)?;
+                let parent = parent.ok_or(io::ErrorKind::NotFound)?;
+                if self.make(parent)? && self.has("cpuset") {
+                    // What is made below gets its CPUs without being asked.
+                    fs::write(self.dir(parent).join("cgroup.clone_children"), "1")?;
+                }
                 match mkdir(&dir, 0o755.into()) {
-                    Ok(()) | Err(Errno::EXIST) => {}
+                    Ok(()) => {}
+                    Err(Errno::EXIST) => return Ok(false),
                     Err(errno) => return Err(errno.into()),
                 }
             }
             Err(errno) => return Err(errno.into()),
         }
-        if self.has("cpuset") {
+        if self.has("cpuset") && fs::read(dir.join("cpuset.cpus"))?.trim_ascii().is_empty() {
             // A new group has no CPUs and takes no process until it is given some.
             for file in ["cpuset.cpus", "cpuset.mems"] {
                 if let Some(parent) = dir.parent() {
@@ -190,7 +195,7 @@ impl Hierarchy {
                 let _ = fs::write(parent.join("cgroup.subtree_control"), format!("+{name}"));
             }
         }
-        Ok(())
+        Ok(true)
     }
 }
 

@@ -48,8 +48,9 @@ impl Cgroup {
     /// Makes the group in every hierarchy. It may exist, but not with processes.
     pub fn create(path: &Path) -> Result<Self, Error> {
         let mut cgroup = Self::open(path)?;
+        let mut fresh = true;
         for hierarchy in cgroup.layout.hierarchies() {
-            let made = hierarchy.make(&cgroup.path);
+            let made = hierarchy.make(&cgroup.path).map(|new| fresh &= new);
             if let Err(error) = made {
                 let failed = Error::system(
                     format_args!("make cgroup {} in {}", path.display(), hierarchy.mount.display()),
@@ -65,7 +66,7 @@ impl Cgroup {
                 Error::system(format_args!("open cgroup {}", dir.display()), error)
             })?);
         }
-        if !cgroup.pids()?.is_empty() {
+        if !fresh && !cgroup.pids()?.is_empty() {
             let text = format!("cgroup {} has processes of another container", path.display());
             return Err(Error::new(Failure::InvalidSpec, text));
         }
@@ -158,7 +159,7 @@ impl Cgroup {
                 return Ok(());
             }
             // cgroup.kill needs Linux 5.14; it does not exist in groups below it.
-            if !at_once.as_ref().is_some_and(|file| files::write(file, "1").is_ok()) {
+            if at_once.as_ref().is_none_or(|file| files::write(file, "1").is_err()) {
                 for pid in pids {
                     if let Some(pid) = rustix::process::Pid::from_raw(pid as i32) {
                         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);

@@ -46,9 +46,13 @@ pub(super) fn limit(
 ) -> Result<(), Error> {
     if first && let Some(devices) = group.layout.with("devices") {
         let dir = devices.dir(group.path);
+        let (mut allow, mut deny) = (
+            files::Writer::open(dir.join("devices.allow"))?,
+            files::Writer::open(dir.join("devices.deny"))?,
+        );
         for rule in devices::rules(resources.devices().as_deref().unwrap_or_default()) {
-            let file = if rule.allow { "devices.allow" } else { "devices.deny" };
-            files::write(&dir.join(file), &rule.to_string())?;
+            let file = if rule.allow { &mut allow } else { &mut deny };
+            file.write(&rule.to_string())?;
         }
     }
     if let Some(memory) = resources.memory() {

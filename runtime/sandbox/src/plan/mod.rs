@@ -25,7 +25,7 @@ mod wasm;
 use std::path::{Path, PathBuf};
 
 use knarr_init::wire::Op;
-use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Process, Spec};
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, LinuxPersonalityDomain, Process, Spec};
 
 pub(crate) use capabilities::mask_of;
 pub(crate) use identity::Identity;
@@ -162,6 +162,13 @@ fn native(
         _ => {}
     }
     process::limits(&mut ops, process)?;
+    if let Some(personality) = linux.personality() {
+        let persona = match personality.domain() {
+            LinuxPersonalityDomain::PerLinux => 0,
+            LinuxPersonalityDomain::PerLinux32 => 8,
+        };
+        ops.push(Op::Personality { persona });
+    }
     ops.push(Op::Ready {});
     process::become_program(&mut ops, process, context)?;
     Ok(ops)
@@ -266,3 +273,6 @@ fn devices(ops: &mut Ops, asked: &[LinuxDevice]) -> Result<(), Error> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

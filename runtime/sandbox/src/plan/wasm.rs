@@ -55,17 +55,13 @@ pub(super) fn create(
     launch: &WasmLaunch,
     context: &Context<'_>,
 ) -> Result<Ops, Error> {
-    if context.terminal.is_some() {
-        let text = "a wasm container has no terminal of its own";
-        return Err(Error::new(Failure::NotSupported, text));
-    }
     let mut ops = Ops::default();
     let message = serde_json::to_vec(&Message {
         launch,
         args: process.args().as_deref().unwrap_or_default(),
         env: process.env().as_deref().unwrap_or_default(),
         cwd: process.cwd(),
-        terminal: false,
+        terminal: context.terminal.is_some(),
     });
     let message = message.map_err(|error| Error::system("encode the wasm launch", error))?;
     // The first two descriptors, so that they are 3 and 4.
@@ -85,6 +81,10 @@ pub(super) fn create(
     names(&mut ops, spec, namespaces)?;
     ops.push(Op::ReadOnlyMount { path: c"/" });
     ops.push(Op::Chdir { path: c"/", create: false });
+    if context.terminal.is_some() {
+        // There is no devpts in the jail: the pair is the host's, by descriptor.
+        ops.push(Op::ControllingTerminal {});
+    }
     steps::limits(&mut ops, process)?;
     ops.push(Op::Ready {});
 

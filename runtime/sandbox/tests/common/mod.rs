@@ -118,10 +118,14 @@ impl Fixture {
     }
 
     pub fn create(&self, stdio: Stdio) -> Result<Created, Error> {
+        self.create_from(&self.spec(), stdio)
+    }
+
+    pub fn create_from(&self, spec: &Spec, stdio: Stdio) -> Result<Created, Error> {
         create(CreateOptions {
             id: &self.id,
             bundle: self.dir.path(),
-            spec: &self.spec(),
+            spec,
             rootfs: &self.rootfs,
             stdio,
         })
