@@ -340,7 +340,11 @@ impl Inner {
     /// Docker's order: a whole id, a reference, the first digits of an id.
     pub(crate) fn row(&self, name: &str) -> Result<ImageRow> {
         let db = &self.contents.db;
-        let not_found = || Error::NotFound(name.chars().take(300).collect());
+        // Docker shows what it looked for: the tag that was not written, too.
+        let not_found = || {
+            let familiar = name.parse::<Reference>().map(|reference| reference.familiar());
+            Error::NotFound(familiar.unwrap_or_else(|_| name.chars().take(300).collect()))
+        };
         let digits = name.strip_prefix("sha256:").unwrap_or(name);
         if let Ok(id) = format!("sha256:{digits}").parse::<Digest>() {
             return db.image(&id)?.ok_or_else(not_found);
@@ -367,10 +371,7 @@ impl Inner {
         }
         let mut rows = db.images_by_prefix(digits)?;
         match rows.len() {
-            0 => Err(Error::NotFound(
-                name.parse::<Reference>()
-                    .map_or_else(|_| name.to_owned(), |reference| reference.familiar()),
-            )),
+            0 => Err(not_found()),
             1 => Ok(rows.remove(0)),
             _ => Err(Error::Ambiguous(name.to_owned())),
         }
