@@ -4,7 +4,7 @@ use containerd_shim_protos::api;
 use serde_json::json;
 use ttrpc::Code;
 
-use crate::support::{PATIENCE, Shim, alive, cgroup_dirs, refused, run, sh, soon, until};
+use crate::support::{PATIENCE, Shim, alive, any, cgroup_dirs, refused, run, sh, soon, until};
 
 #[tokio::test]
 async fn p12_exit_codes_are_exact() {
@@ -245,6 +245,39 @@ async fn processes_and_their_use_are_told() {
     task.kill(9).await.unwrap();
     task.wait().await;
     assert_eq!(refused(shim.client.stats(soon(), &request).await).0, Code::FAILED_PRECONDITION);
+}
+
+#[tokio::test]
+async fn p12_x02_the_oom_killers_victim_is_told() {
+    let mut shim = Shim::start().await;
+    let hog = run(&["dd", "if=/dev/zero", "of=/dev/null", "bs=256M", "count=1"]).edited(|spec| {
+        let limit = 32 << 20;
+        spec["linux"]["resources"] = json!({"memory": {"limit": limit, "swap": limit}});
+    });
+    let task = shim.run(&hog).await;
+    assert_eq!(task.wait().await, 137);
+    let record = task.exit_record();
+    assert_eq!((record.code, record.oom_killed), (137, true));
+}
+
+#[tokio::test]
+async fn limits_can_be_changed() {
+    let mut shim = Shim::start().await;
+    let task = shim.run(&run(&["sleep", "1000"])).await;
+    let update = |resources: &str| api::UpdateTaskRequest {
+        id: task.id.clone(),
+        resources: any(resources.to_owned()),
+        ..Default::default()
+    };
+    shim.client.update(soon(), &update(r#"{"pids":{"limit":77}}"#)).await.unwrap();
+    let request = api::StatsRequest { id: task.id.clone(), ..Default::default() };
+    let stats = shim.client.stats(soon(), &request).await.unwrap().stats.unwrap();
+    let stats: knarr_model::task::TaskStats = serde_json::from_slice(&stats.value).unwrap();
+    assert_eq!(stats.pids_limit, 77);
+    let nonsense = shim.client.update(soon(), &update("nonsense")).await;
+    assert_eq!(refused(nonsense).0, Code::INVALID_ARGUMENT);
+    task.kill(9).await.unwrap();
+    task.wait().await;
 }
 
 async fn until_pids(shim: &Shim, id: &str, count: usize) -> Vec<u32> {

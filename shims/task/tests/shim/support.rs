@@ -433,7 +433,8 @@ impl Attached {
     }
 }
 
-fn any(value: String) -> MessageField<Any> {
+/// JSON in a protobuf envelope.
+pub fn any(value: String) -> MessageField<Any> {
     MessageField::some(Any { value: value.into_bytes(), ..Default::default() })
 }
 

@@ -70,6 +70,12 @@ async fn created_too(shim: &mut Shim) -> u32 {
 #[tokio::test]
 async fn an_idle_shim_is_small() {
     let mut shim = Shim::start().await;
+    // Whatever has been is forgotten.
+    for _ in 0..20 {
+        let task = shim.run(&sh("seq 1 10000")).await;
+        task.wait().await;
+        task.delete().await.unwrap();
+    }
     let task = shim.run(&run(&["sleep", "1000"])).await;
     let request = api::ConnectRequest { id: task.id.clone(), ..Default::default() };
     let answer = shim.client.connect(soon(), &request).await.unwrap();
