@@ -7,13 +7,14 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use knarr_model::{ContainerId, PortBinding};
+use knarr_model::{ContainerId, PortBinding, Transport};
 use knarr_state::networks::{EndpointRow, Inserted, NetworkRow, PortRow};
 
 use crate::{
     Error, Inner, Networks, PublishedPort, Result,
     attach::veth_name,
     bridge::OPTION_HOST,
+    filter::forget_udp,
     link::{self, PortFlag},
     lock,
     manage::forward,
@@ -163,6 +164,7 @@ impl Inner {
         let filtered = lock(&self.filter)
             .forward(&forwards, false)
             .map_err(Error::kernel("remove published ports from the packet filter"));
+        self.forget_flows(&rows);
         let tasks = lock(&self.running).get_mut(container).and_then(|running| running.ports.take());
         drop(tasks);
         let deleted = if rows.is_empty() { Ok(()) } else { self.db.delete_ports(container) };
@@ -183,12 +185,26 @@ impl Inner {
         self.hold_again(&to.container).into_iter().try_for_each(Err)
     }
 
+    /// UDP flows are decided about anew, beside whatever comes next.
+    fn forget_flows(&self, rows: &[PortRow]) {
+        let udp = rows.iter().filter(|row| row.port.transport == Transport::Udp);
+        let ports: Vec<_> = udp.map(|row| row.host_port).collect();
+        if !ports.is_empty() {
+            self.server.blocking(move || {
+                if let Err(error) = forget_udp(&ports) {
+                    tracing::debug!(%error, "cannot forget UDP flows");
+                }
+            });
+        }
+    }
+
     /// Lets the kernel forward.
     fn forward(&self, to: &EndpointRow, rows: &[PortRow]) -> Result<()> {
         let forwards: Vec<_> = rows.iter().filter_map(forward).collect();
         lock(&self.filter)
             .forward(&forwards, true)
             .map_err(Error::kernel("add published ports to the packet filter"))?;
+        self.forget_flows(rows);
         // Where br_netfilter rewrites what is bridged, a container that asks for
         // a published port of its own is answered through the port it came by.
         let rewrites = std::fs::read("/proc/sys/net/bridge/bridge-nf-call-iptables");

@@ -24,7 +24,7 @@ use crate::{
     attach::veth_name,
     bridge::{self, OPTION_HOST, OPTION_ICC, OPTION_MASQUERADE, OPTION_MTU, OPTION_NAME},
     dns,
-    filter::{self, Filter},
+    filter::{self, Filter, Touched},
     link::{self, Link},
     lock,
     manage::contents,
@@ -317,27 +317,37 @@ impl Inner {
 async fn watch(socket: &AsyncFd<Socket>, inner: &Weak<Inner>, table: &str, own: u32) {
     let mut buffer = buffer();
     while let Ok(mut ready) = socket.readable().await {
-        let mut touched = false;
+        let (mut ours, mut beside) = (false, false);
         loop {
             match socket.get_ref().try_receive(&mut buffer) {
                 Ok(Some(datagram)) => {
-                    touched |= Messages(datagram).any(|message| {
-                        message.port != own && filter::concerns(table, message.payload)
-                    });
+                    for message in Messages(datagram).filter(|message| message.port != own) {
+                        match filter::concerns(table, message.payload) {
+                            Some(Touched::Ours) => ours = true,
+                            Some(Touched::Beside) => beside = true,
+                            None => {}
+                        }
+                    }
                 }
                 Ok(None) => break,
                 // Notifications were lost: who knows what they said.
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => touched = true,
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                    (ours, beside) = (true, true);
+                }
                 Err(error) => return tracing::warn!(%error, "packet filter is not watched"),
             }
         }
         ready.clear_ready();
         let Some(inner) = inner.upgrade() else { return };
-        if touched {
+        let filter = lock(&inner.filter);
+        if ours {
             tracing::warn!(table, "somebody changed the packet filter: loading it again");
-            if let Err(error) = lock(&inner.filter).reload() {
+            if let Err(error) = filter.reload() {
                 tracing::error!(%error, "cannot load the packet filter");
             }
+        }
+        if beside {
+            filter.ensure_beside();
         }
     }
 }

@@ -39,6 +39,11 @@ impl Server {
         Ok(Self { handle, stop: Some(stop), thread: Some(thread) })
     }
 
+    /// Does something that takes its time, elsewhere.
+    pub(crate) fn blocking(&self, work: impl FnOnce() + Send + 'static) {
+        self.handle.spawn_blocking(work);
+    }
+
     /// A group of tasks.
     pub(crate) fn tasks(&self) -> Tasks {
         let (gone, ended) = mpsc::channel();

@@ -182,12 +182,15 @@ pub(crate) fn question(name: &str, kind: RecordType) -> Vec<u8> {
     message.to_vec().unwrap()
 }
 
+/// As a resolver does: asks again when a datagram was lost.
 pub(crate) fn exchange(question: &[u8]) -> Option<Vec<u8>> {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    socket.send_to(question, (crate::dns::ADDRESS, 53)).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(4))).unwrap();
     let mut buffer = vec![0; 4096];
-    let length = socket.recv(&mut buffer).ok()?;
+    let length = (0..5).find_map(|_| {
+        socket.send_to(question, (crate::dns::ADDRESS, 53)).unwrap();
+        socket.recv(&mut buffer).ok()
+    })?;
     buffer.truncate(length);
     Some(buffer)
 }
@@ -274,8 +277,13 @@ pub(crate) fn lan() -> Fake {
     };
     link::create_veth(&socket, &veth, &netns).unwrap();
     stranger.run(move || {
-        let inside =
-            link::Inside { name: "eth0", address: address(2), subnet, gateway: Some(address(1)) };
+        let inside = link::Inside {
+            name: "eth0",
+            ipv6: true,
+            address: address(2),
+            subnet,
+            gateway: Some(address(1)),
+        };
         link::configure_inside(&Socket::route().unwrap(), &inside).unwrap();
     });
     stranger

@@ -29,7 +29,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{names::Names, tasks::Tasks};
+use crate::{filter::redirect, names::Names, tasks::Tasks};
 use answer::Verdict;
 use upstream::Transport;
 pub(crate) use upstream::nameservers;
@@ -52,11 +52,16 @@ pub(crate) struct Sockets {
 
 impl Sockets {
     /// Opens them. Called inside the namespace, with loopback up.
+    ///
+    /// They get ports of the kernel's choice, to which the namespace's packet
+    /// filter turns port 53: a name server that is the container's own work
+    /// can bind that port at every address.
     pub(crate) fn open() -> io::Result<Self> {
-        let address = SocketAddrV4::new(ADDRESS, 53);
+        let address = SocketAddrV4::new(ADDRESS, 0);
         let (udp, tcp) = (UdpSocket::bind(address)?, TcpListener::bind(address)?);
         udp.set_nonblocking(true)?;
         tcp.set_nonblocking(true)?;
+        redirect(ADDRESS, udp.local_addr()?.port(), tcp.local_addr()?.port())?;
         Ok(Self { udp, tcp })
     }
 }

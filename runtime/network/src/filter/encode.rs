@@ -8,13 +8,13 @@ use std::net::Ipv4Addr;
 use knarr_model::{Subnet4, Transport};
 
 use super::rules::{Action, Chain, Match, Rule, Set, Type};
-use crate::netlink::{APPEND, CREATE, Packet};
+use crate::netlink::{APPEND, CREATE, EXCL, Packet};
 
-const SUBSYSTEM: u16 = 10;
+pub(super) const SUBSYSTEM: u16 = 10;
 const NFPROTO_INET: u8 = 1;
 const NFPROTO_IPV4: u8 = 2;
 
-pub(crate) const NEWTABLE: u16 = 0;
+const NEWTABLE: u16 = 0;
 const DELTABLE: u16 = 2;
 const NEWCHAIN: u16 = 3;
 const NEWRULE: u16 = 6;
@@ -23,7 +23,7 @@ const NEWSETELEM: u16 = 12;
 const DELSETELEM: u16 = 14;
 
 /// The four 16-byte registers begin at 1; they are the sixteen of 4 bytes from 8.
-const REG_1: u32 = 1;
+pub(super) const REG_1: u32 = 1;
 const REG_2: u32 = 2;
 const REG32_00: u32 = 8;
 const REG_VERDICT: u32 = 0;
@@ -74,6 +74,12 @@ impl<'a> Transaction<'a> {
         self.packet.message(SUBSYSTEM << 8 | kind, flags, &[NFPROTO_INET, 0, 0, 0])
     }
 
+    /// Makes the table; an error where there is one.
+    pub(super) fn new_table(&mut self) {
+        let table = self.table;
+        self.message(NEWTABLE, CREATE | EXCL).text(1, table);
+    }
+
     /// Makes the table empty, whether or not it was there.
     pub(crate) fn reset_table(&mut self) {
         let table = self.table;
@@ -118,21 +124,22 @@ impl<'a> Transaction<'a> {
 
     /// Adds a rule at the end of a chain.
     pub(crate) fn rule(&mut self, chain: &Chain, rule: &Rule) {
+        self.expressions(chain.name, rule.why, |packet| {
+            for condition in rule.matches {
+                put_match(packet, *condition);
+            }
+            put_action(packet, rule.action);
+        });
+    }
+
+    /// Adds a rule of these expressions at the end of a chain.
+    pub(super) fn expressions(&mut self, chain: &str, why: &str, fill: impl FnOnce(&mut Packet)) {
         let table = self.table;
-        // A comment: type 0, length, text with its NUL.
-        let mut comment = vec![0, rule.why.len() as u8 + 1];
-        comment.extend_from_slice(rule.why.as_bytes());
-        comment.push(0);
         self.message(NEWRULE, CREATE | APPEND)
             .text(1, table)
-            .text(2, chain.name)
-            .nest(4, |packet| {
-                for condition in rule.matches {
-                    put_match(packet, *condition);
-                }
-                put_action(packet, rule.action);
-            })
-            .put(7, &comment);
+            .text(2, chain)
+            .nest(4, fill)
+            .put(7, &comment(why));
     }
 
     /// Adds or deletes elements of one set.
@@ -151,9 +158,17 @@ impl<'a> Transaction<'a> {
 }
 
 /// nfgenmsg of a batch: the subsystem in the network's order.
-fn begin_header() -> [u8; 4] {
+pub(super) fn begin_header() -> [u8; 4] {
     let [high, low] = SUBSYSTEM.to_be_bytes();
     [0, 0, high, low]
+}
+
+/// User data that nft(8) shows as a comment: type 0, length, text with its NUL.
+pub(super) fn comment(text: &str) -> Vec<u8> {
+    let mut comment = vec![0, text.len() as u8 + 1];
+    comment.extend_from_slice(text.as_bytes());
+    comment.push(0);
+    comment
 }
 
 /// nft(8)'s number for a type; six bits each for a concatenation.
@@ -190,7 +205,7 @@ fn interface(name: &str) -> [u8; 16] {
     bytes
 }
 
-fn value(packet: &mut Packet, kind: u16, bytes: &[u8]) {
+pub(super) fn value(packet: &mut Packet, kind: u16, bytes: &[u8]) {
     packet.nest(kind, |packet| {
         packet.put(DATA_VALUE, bytes);
     });
@@ -239,14 +254,14 @@ fn put_element(packet: &mut Packet, element: &Element<'_>) {
     }
 }
 
-fn expression(packet: &mut Packet, name: &str, fill: impl FnOnce(&mut Packet)) {
+pub(super) fn expression(packet: &mut Packet, name: &str, fill: impl FnOnce(&mut Packet)) {
     packet.nest(LIST_ELEM, |packet| {
         packet.text(EXPR_NAME, name).nest(EXPR_DATA, fill);
     });
 }
 
 /// Loads a fact about the packet: `iifname`, `l4proto`, …
-fn meta(packet: &mut Packet, key: u32, register: u32) {
+pub(super) fn meta(packet: &mut Packet, key: u32, register: u32) {
     expression(packet, "meta", |packet| {
         packet.be32(1, register).be32(2, key);
     });
@@ -255,16 +270,16 @@ fn meta(packet: &mut Packet, key: u32, register: u32) {
 const META_IIFNAME: u32 = 6;
 const META_OIFNAME: u32 = 7;
 const META_NFPROTO: u32 = 15;
-const META_L4PROTO: u32 = 16;
+pub(super) const META_L4PROTO: u32 = 16;
 
 /// Loads bytes of the packet: base 1 is the network header, 2 the transport's.
-fn payload(packet: &mut Packet, base: u32, offset: u32, length: u32, register: u32) {
+pub(super) fn payload(packet: &mut Packet, base: u32, offset: u32, length: u32, register: u32) {
     expression(packet, "payload", |packet| {
         packet.be32(1, register).be32(2, base).be32(3, offset).be32(4, length);
     });
 }
 
-fn compare(packet: &mut Packet, equal: bool, bytes: &[u8]) {
+pub(super) fn compare(packet: &mut Packet, equal: bool, bytes: &[u8]) {
     expression(packet, "cmp", |packet| {
         packet.be32(1, REG_1).be32(2, u32::from(!equal));
         value(packet, 3, bytes);
@@ -292,7 +307,7 @@ fn lookup(packet: &mut Packet, set: Set, yes: bool, register: u32) {
     });
 }
 
-fn only_ipv4(packet: &mut Packet) {
+pub(super) fn only_ipv4(packet: &mut Packet) {
     meta(packet, META_NFPROTO, REG_1);
     compare(packet, true, &[NFPROTO_IPV4]);
 }
@@ -313,8 +328,8 @@ fn loopback(packet: &mut Packet, offset: u32) {
     compare(packet, true, &[127]);
 }
 
-const SOURCE: u32 = 12;
-const DESTINATION: u32 = 16;
+pub(super) const SOURCE: u32 = 12;
+pub(super) const DESTINATION: u32 = 16;
 
 fn put_match(packet: &mut Packet, condition: Match) {
     match condition {
@@ -380,7 +395,7 @@ fn forward(packet: &mut Packet, map: Set) {
     });
 }
 
-fn verdict(packet: &mut Packet, code: i32) {
+pub(super) fn verdict(packet: &mut Packet, code: i32) {
     expression(packet, "immediate", |packet| {
         packet.be32(1, REG_VERDICT).nest(2, |packet| {
             packet.nest(DATA_VERDICT, |packet| {

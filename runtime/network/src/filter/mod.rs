@@ -6,7 +6,10 @@
 //! doubt (an element that is missing, a map entry that differs) ends in a
 //! reload of everything instead of a guess.
 
+mod beside;
+mod conntrack;
 mod encode;
+mod inside;
 mod rules;
 
 use std::{collections::BTreeSet, io, net::Ipv4Addr};
@@ -14,7 +17,9 @@ use std::{collections::BTreeSet, io, net::Ipv4Addr};
 use knarr_model::{Subnet4, Transport};
 
 use crate::netlink::{Attributes, Socket, text};
+pub(crate) use conntrack::forget_udp;
 use encode::{Element, Transaction};
+pub(crate) use inside::redirect;
 pub use rules::describe;
 use rules::{CHAINS, SETS, Set};
 
@@ -94,6 +99,7 @@ impl Filter {
         let (socket, table) = (Socket::netfilter()?, format!("knarr-{instance}"));
         let filter = Self { socket, table, contents };
         filter.reload()?;
+        filter.ensure_beside();
         Ok(filter)
     }
 
@@ -137,6 +143,9 @@ impl Filter {
         }
         let outcome = if changed { self.commit(transaction) } else { Ok(()) };
         self.contents = contents;
+        if changed {
+            self.ensure_beside();
+        }
         // The kernel's sets are not what we thought: load what should be there.
         outcome.or_else(|_| self.reload())
     }
@@ -161,6 +170,14 @@ impl Filter {
         self.commit(transaction).or_else(|_| self.reload())
     }
 
+    /// Gets our bridges through another engine's filter.
+    pub(crate) fn ensure_beside(&self) {
+        let bridges = self.contents.bridges.iter().map(|bridge| bridge.name.as_str());
+        if let Err(error) = beside::ensure(&self.socket, &self.table, bridges) {
+            tracing::warn!(%error, "cannot add our bridges to iptables' FORWARD chain");
+        }
+    }
+
     /// What it holds.
     #[cfg(test)]
     pub(crate) fn contents(&self) -> &Contents {
@@ -181,9 +198,24 @@ impl Filter {
     }
 }
 
-/// Whether a notification of the kernel is about this table.
-pub(crate) fn concerns(table: &str, payload: &[u8]) -> bool {
-    // nfgenmsg, then in all messages but those of generations the table's name.
+/// Whether a notification of the kernel is about this table, or about another
+/// engine's that we live beside.
+pub(crate) fn concerns(table: &str, payload: &[u8]) -> Option<Touched> {
+    if names_table(table, payload) {
+        return Some(Touched::Ours);
+    }
+    beside::concerns(payload).then_some(Touched::Beside)
+}
+
+/// What somebody else changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Touched {
+    Ours,
+    Beside,
+}
+
+/// nfgenmsg, then in all messages but those of generations the table's name.
+fn names_table(table: &str, payload: &[u8]) -> bool {
     let name = payload.get(4..).and_then(|rest| Attributes(rest).find(|(kind, _)| *kind == 1));
     name.is_some_and(|(_, name)| text(name) == table)
 }

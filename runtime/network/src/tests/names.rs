@@ -79,7 +79,28 @@ fn containers_find_each_other_by_name() {
         // The default bridge has no names.
         let d = Fake::new("d");
         assert!(host.attach(&d, "bridge").dns_names.is_empty());
-        d.run(|| assert!(UdpSocket::bind("127.0.0.11:53").is_ok(), "no name server"));
+        let nobody = d.run(|| {
+            let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+            socket.connect("127.0.0.11:53").unwrap();
+            let _ = socket.send(&question("a", RecordType::A));
+            socket.recv(&mut [0; 512]).unwrap_err().kind()
+        });
+        assert_eq!(nobody, std::io::ErrorKind::ConnectionRefused);
+    });
+}
+
+#[test]
+fn a_container_may_be_a_name_server_itself() {
+    in_netns(|| {
+        let host = Host::new();
+        host.network("net", false);
+        let (a, b) = (Fake::new("a"), Fake::new("b"));
+        let at = host.attach(&a, "net").row.ipv4.unwrap();
+        host.attach(&b, "net");
+        a.serve(53);
+        assert_eq!(b.get(at, 53).as_deref(), Some("a"));
+        assert_eq!(a.get([127, 0, 0, 1], 53).as_deref(), Some("a"));
+        assert_eq!(a.lookup("a"), Ok(vec![at]));
     });
 }
 

@@ -193,6 +193,42 @@ fn ports_are_published_everywhere_on_the_host() {
 }
 
 #[test]
+fn n12_a_udp_client_that_never_falls_silent_finds_the_next_container() {
+    in_netns(|| {
+        let host = Host::new();
+        let (a, b) = (Fake::new("a"), Fake::new("b"));
+        host.attach(&a, "bridge");
+        host.attach(&b, "bridge");
+        a.serve(80);
+        b.serve(80);
+        let published = [binding(None, Some(8080), 80, Transport::Udp)];
+        let client = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.connect("127.0.0.1:8080").unwrap();
+        client.set_read_timeout(Some(std::time::Duration::from_millis(100))).unwrap();
+        let ask = || {
+            let mut buffer = [0; 16];
+            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+            loop {
+                let _ = client.send(b"?");
+                match client.recv(&mut buffer) {
+                    Ok(length) => return String::from_utf8_lossy(&buffer[..length]).into_owned(),
+                    Err(error) => assert!(std::time::Instant::now() < deadline, "{error}"),
+                }
+            }
+        };
+        host.networks.publish(&a.id, "a", &published).unwrap();
+        assert_eq!(ask(), "a");
+        host.networks.detach(&a.id).unwrap();
+        host.networks.publish(&b.id, "b", &published).unwrap();
+        // An answer of the first may still be on its way.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while ask() != "b" {
+            assert!(std::time::Instant::now() < deadline);
+        }
+    });
+}
+
+#[test]
 fn n01_a_taken_port_fails_the_start_and_leaves_nothing() {
     in_netns(|| {
         let host = Host::new();

@@ -152,3 +152,50 @@ fn attach_latency() {
         }
     });
 }
+
+#[test]
+fn another_engine_that_drops_all_forwarding_is_lived_beside() {
+    in_netns(|| {
+        let iptables = |arguments: &[&str]| {
+            let output = Command::new("iptables-nft").args(arguments).output().ok()?;
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            Some(String::from_utf8_lossy(&output.stdout).into_owned())
+        };
+        let host = Host::new();
+        let stranger = crate::testing::lan();
+        stranger.serve(80);
+        let bridge = host.network("net", false).row.bridge.unwrap();
+        let (a, b) = (Fake::new("a"), Fake::new("b"));
+        host.attach(&a, "net");
+        let at = host.attach(&b, "net").row.ipv4.unwrap();
+        b.serve(80);
+        // As dockerd does when it starts.
+        let Some(_) = iptables(&["-P", "FORWARD", "DROP"]) else {
+            eprintln!("skipped: iptables is not installed");
+            return;
+        };
+        assert_eq!(a.get([192, 0, 2, 2], 80).as_deref(), Some("stranger"));
+        assert_eq!(a.get(at, 80).as_deref(), Some("b"));
+        // iptables still reads its table, and sees rules of its own kind.
+        let rules = || iptables(&["-S", "FORWARD"]).unwrap();
+        let rule = format!(
+            "-A FORWARD -i {bridge} -m comment --comment \"knarr-test in {bridge}\" -j ACCEPT"
+        );
+        assert!(rules().contains(&rule), "{}", rules());
+        // It opens nothing.
+        host.network("other", false);
+        let c = Fake::new("c");
+        host.attach(&c, "other");
+        assert!(!c.knock(at, 80));
+        assert!(!stranger.knock(at, 80));
+        // Flushed, it is there again; a network that goes takes its rules along.
+        iptables(&["-F", "FORWARD"]);
+        assert_eq!(a.get([192, 0, 2, 2], 80).as_deref(), Some("stranger"));
+        host.networks.detach(&c.id).unwrap();
+        host.networks.remove("other").unwrap();
+        assert_eq!(rules().matches("-j ACCEPT").count(), 4, "{}", rules());
+        let host = host.reopen(&[&a, &b]);
+        assert_eq!(rules().matches("-j ACCEPT").count(), 4, "{}", rules());
+        drop(host);
+    });
+}
