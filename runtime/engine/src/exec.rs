@@ -9,7 +9,10 @@
 
 use std::{
     collections::BTreeMap,
+    io,
+    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, ready as poll_ready},
 };
 
 use knarr_model::{
@@ -17,6 +20,11 @@ use knarr_model::{
     task::{ATTACH_SCHEME, AttachRequest},
 };
 use serde_json::json;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::UnixStream,
+    sync::watch,
+};
 
 use crate::{
     Error, Result, attach,
@@ -36,6 +44,8 @@ pub(crate) struct Exec {
     container: Arc<Container>,
     spec: ExecSpec,
     now: Mutex<Now>,
+    /// True when its exit code is known.
+    ended: watch::Sender<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -55,6 +65,59 @@ impl Exec {
     /// files' names are.
     fn task_id(&self) -> &str {
         self.id.as_str()
+    }
+}
+
+/// The streams of an exec, whose end waits until the exit code is known: clients
+/// ask for it as soon as the output ends.
+struct Settled {
+    stream: UnixStream,
+    ended: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl Settled {
+    fn new(stream: UnixStream, exec: &Exec) -> Self {
+        let mut ended = exec.ended.subscribe();
+        let known = async move {
+            // An exec that was forgotten has nothing more to tell.
+            let _ = ended.wait_for(|ended| *ended).await;
+        };
+        Self { stream, ended: Some(Box::pin(known)) }
+    }
+}
+
+impl AsyncRead for Settled {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        poll_ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        let at_end = buffer.filled().len() == before && buffer.remaining() > 0;
+        if at_end && let Some(ended) = &mut self.ended {
+            poll_ready!(ended.as_mut().poll(cx));
+            self.ended = None;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Settled {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
@@ -87,6 +150,7 @@ impl Engine {
             container: Arc::clone(&container),
             spec,
             now: Mutex::default(),
+            ended: watch::Sender::new(false),
         });
         container.facts().execs.push(id.clone());
         self.execs().insert(id.clone(), exec);
@@ -195,6 +259,7 @@ impl Engine {
             let _ = shim.task.delete(watched.container.id.as_str(), watched.task_id()).await;
         });
         let Some(stream) = stream else { return Ok(None) };
+        let stream = Settled::new(stream, exec);
         let stream: Box<dyn Duplex> = if exec.spec.tty && exec.spec.stdin {
             let keys = detach::parse(exec.spec.detach_keys.as_deref())?;
             let engine = self.clone();
@@ -272,6 +337,7 @@ impl Engine {
             now.exit_code = Some(code);
             now.pid = 0;
         }
+        exec.ended.send_replace(true);
         self.tell(
             &exec.container,
             "exec_die",

@@ -28,7 +28,19 @@ pub(crate) fn probe() -> Host {
         thermal,
         swap_limit: swap_limit(),
         last_capability,
+        lacking: lacking(),
     }
+}
+
+/// Complement of this process's bounding set (proc_pid_status(5)).
+fn lacking() -> u64 {
+    fs::read_to_string("/proc/self/status")
+        .ok()
+        .and_then(|text| {
+            let line = text.lines().find_map(|line| line.strip_prefix("CapBnd:"))?;
+            u64::from_str_radix(line.trim(), 16).ok()
+        })
+        .map_or(0, |bounding| !bounding)
 }
 
 fn kernel() -> String {

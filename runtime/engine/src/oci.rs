@@ -178,6 +178,8 @@ pub(crate) struct Host {
     pub(crate) swap_limit: bool,
     /// Highest capability that the kernel knows (`cap_last_cap`).
     pub(crate) last_capability: usize,
+    /// Bits of capabilities that the engine itself may not have, and so cannot give.
+    pub(crate) lacking: u64,
 }
 
 /// Everything that the specification is made of.
@@ -381,7 +383,13 @@ pub(crate) fn exec_capabilities(
 fn known_capabilities(host: &Host) -> Vec<String> {
     let count =
         if host.last_capability == 0 { ALL_CAPABILITIES.len() } else { host.last_capability + 1 };
-    ALL_CAPABILITIES.iter().take(count).map(|&name| name.to_owned()).collect()
+    ALL_CAPABILITIES
+        .iter()
+        .take(count)
+        .enumerate()
+        .filter(|(bit, _)| host.lacking >> bit & 1 == 0)
+        .map(|(_, &name)| name.to_owned())
+        .collect()
 }
 
 /// Docker's arithmetic (moby `daemon/pkg/oci/caps/utils.go`).

@@ -403,10 +403,18 @@ fn lock(root: &Path) -> Result<File> {
         |_| {
             Error::new(
                 knarr_model::ErrorKind::Unavailable,
-                format!("another knarrd uses {}", root.display()),
+                match std::fs::read_to_string(&path) {
+                    Ok(pid) if !pid.is_empty() => {
+                        format!("another knarrd (process {}) uses {}", pid.trim(), root.display())
+                    }
+                    _ => format!("another knarrd uses {}", root.display()),
+                },
             )
         },
     )?;
+    // For whoever comes second; the lock alone decides.
+    let _ = file.set_len(0);
+    let _ = rustix::io::write(&file, std::process::id().to_string().as_bytes());
     Ok(file)
 }
 

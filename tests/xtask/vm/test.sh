@@ -29,7 +29,7 @@ is "the allowed ones work" 0 "$(knarr run --rm busybox sh -c 'head -c 8 /dev/ura
 knarr network create harbour > /dev/null
 knarr run -d --name native --network harbour -v hold:/data busybox sh -c 'mkdir /www; echo i-am-native > /www/index.html; httpd -f -p 8000 -h /www' > /dev/null
 knarr run -d --name web --network harbour -v hold:/data -e BACKEND=native:8000 -p 8080:8080 web > /dev/null
-knarr exec native sh -c 'until nc -z web 8080 && nc -z 127.0.0.1 8000; do :; done'
+knarr exec native sh -c 'until wget -q -O /dev/null http://web:8080/ && wget -q -O /dev/null http://127.0.0.1:8000/; do :; done'
 has "native reaches wasm by name" hello "$(knarr exec native wget -q -O - http://web:8080/)"
 has "wasm reaches native by name" i-am-native "$(knarr exec native wget -q -O - http://web:8080/native)"
 has "a published port answers" hello "$(wget -q -O - http://127.0.0.1:8080/)"

@@ -15,7 +15,15 @@ fn serve(world: &World, name: &str, flags: &[&str]) {
     world
         .knarr(&[&["run", "-d", "--name", name], flags, &["busybox", "sh", "-c", &script]].concat())
         .ok();
-    world.knarr(&["exec", name, "sh", "-c", "until nc -z 127.0.0.1 8000; do :; done"]).ok();
+    world
+        .knarr(&[
+            "exec",
+            name,
+            "sh",
+            "-c",
+            "until wget -q -O /dev/null http://127.0.0.1:8000/; do :; done",
+        ])
+        .ok();
 }
 
 fn get(address: &str) -> String {
@@ -173,7 +181,15 @@ fn both_kinds_reach_each_other_by_name() {
             "web",
         ])
         .ok();
-    world.knarr(&["exec", "native", "sh", "-c", "until nc -z web 8080; do :; done"]).ok();
+    world
+        .knarr(&[
+            "exec",
+            "native",
+            "sh",
+            "-c",
+            "until wget -q -O /dev/null http://web:8080/; do :; done",
+        ])
+        .ok();
     assert!(fetch(&world, "native", "http://web:8080/").ok().contains("hello"));
     let there_and_back = fetch(&world, "native", "http://web:8080/native").ok();
     assert!(there_and_back.contains("i-am-native"), "{there_and_back}");
