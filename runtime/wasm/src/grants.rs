@@ -11,7 +11,10 @@ use std::{
 };
 
 use knarr_model::task::{WasmLaunch, WasmNetwork};
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::{
+    fs::{Mode, OFlags, ResolveFlags},
+    io::Errno,
+};
 use serde::Deserialize;
 use wasmtime::{Result, error::Context as _};
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, sockets::SocketAddrUse};
@@ -95,7 +98,7 @@ impl Launch {
         let mut directories = Vec::with_capacity(self.launch.preopens.len());
         for preopen in &self.launch.preopens {
             let guest = normal(&preopen.path)?;
-            let Some(host) = locate(&root, &self.root, &guest)? else {
+            let Some(host) = locate(&root, &guest)? else {
                 // A single file: the guest reaches it through the directory above.
                 continue;
             };
@@ -139,11 +142,18 @@ fn normal(path: &Path) -> Result<String> {
     Ok(if text.is_empty() { "/".to_owned() } else { text })
 }
 
+/// A directory whose permissions shut the container's user out: a native program
+/// finds out when it looks, so this one starts too.
+fn not_theirs(guest: &str) -> Option<PathBuf> {
+    eprintln!("knarr-wasm: {guest} is not open to the container's user");
+    None
+}
+
 /// The host's name for a directory of the container; none where it is a file.
 ///
 /// Links of the image are followed inside its root only: resolved by the
 /// kernel, beneath `root`, and then asked for the name without links.
-fn locate(root: &rustix::fd::OwnedFd, prefix: &Path, guest: &str) -> Result<Option<PathBuf>> {
+fn locate(root: &rustix::fd::OwnedFd, guest: &str) -> Result<Option<PathBuf>> {
     let relative = guest.trim_start_matches('/');
     let found = rustix::fs::openat2(
         root,
@@ -154,7 +164,8 @@ fn locate(root: &rustix::fd::OwnedFd, prefix: &Path, guest: &str) -> Result<Opti
     );
     let directory = match found {
         Ok(directory) => directory,
-        Err(rustix::io::Errno::NOTDIR) => return Ok(None),
+        Err(Errno::NOTDIR) => return Ok(None),
+        Err(Errno::ACCESS) => return Ok(not_theirs(guest)),
         Err(error) => {
             return Err(error)
                 .with_context(|| format!("the directory {guest} of the container is not there"));
@@ -162,18 +173,14 @@ fn locate(root: &rustix::fd::OwnedFd, prefix: &Path, guest: &str) -> Result<Opti
     };
     // The name that the kernel gives a directory has no links in it; without
     // /proc the working directory is the only way to ask.
-    rustix::process::fchdir(&directory)
-        .with_context(|| format!("the directory {guest} of the container cannot be entered"))?;
+    match rustix::process::fchdir(&directory) {
+        Err(Errno::ACCESS) => return Ok(not_theirs(guest)),
+        entered => entered.with_context(|| format!("the directory {guest} cannot be entered"))?,
+    }
     let host = rustix::process::getcwd(Vec::new()).context("a directory without a name")?;
     rustix::process::chdir("/").context("the root directory")?;
-    let host = PathBuf::from(std::ffi::OsString::from(
-        host.into_string().ok().context("a path that is not UTF-8")?,
-    ));
-    wasmtime::ensure!(
-        prefix == Path::new("/") || host.starts_with(prefix) || prefix != Path::new("/rootfs"),
-        "the directory {guest} lies outside the container"
-    );
-    Ok(Some(host))
+    let host = host.into_string().ok().context("a path that is not UTF-8")?;
+    Ok(Some(host.into()))
 }
 
 impl Grants {

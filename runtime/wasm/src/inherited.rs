@@ -1,9 +1,9 @@
-//! What the sandbox hands over, and the only room with `unsafe` in it.
+//! What the sandbox hands over, and how it is taken: with `unsafe`.
 //!
 //! The host inherits two descriptors: 3, the launch as JSON, and 4, code that
 //! `knarr-wasm compile` made and the engine's own cache kept. It adopts both
-//! and maps the code: none of this has a safe form. Everything else in this
-//! program forbids itself `unsafe`.
+//! and maps the code: none of this has a safe form. Beside this file only
+//! `random.rs` may be unsafe.
 
 #![allow(unsafe_code)]
 
