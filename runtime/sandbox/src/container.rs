@@ -116,6 +116,7 @@ pub fn create(options: CreateOptions<'_>) -> Result<Created, Error> {
             id,
             identity: &identity,
             filter: filter.as_deref(),
+            available: available()?,
             cgroups: &cgroup.visible(),
             terminal,
             init: annotation(spec, INIT_ANNOTATION) == Some("true"),
@@ -276,6 +277,7 @@ impl Container {
                 id: &self.id,
                 identity: &identity,
                 filter: filter.as_deref(),
+                available: available()?,
                 cgroups: &[],
                 terminal: terminal(&stdio),
                 init: false,
@@ -362,6 +364,13 @@ impl Container {
     pub fn delete(&self) -> Result<(), Error> {
         self.cgroup.delete()
     }
+}
+
+/// The capabilities that we have.
+fn available() -> Result<u64, Error> {
+    rustix::thread::capabilities(None)
+        .map(|sets| sets.permitted.bits())
+        .map_err(|errno| Error::system("look up our own capabilities", errno))
 }
 
 /// A line of `/proc/net/dev`; loopback does not count.

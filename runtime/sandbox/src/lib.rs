@@ -16,7 +16,9 @@
 //! async caller puts them on a blocking thread. No process-global state is
 //! touched: no current directory, no umask, no environment, no signal handlers.
 //! `SIGCHLD` must not be ignored by the process, and nobody else may reap
-//! children with `waitpid(-1)`: each child is waited for by its pidfd.
+//! children with `waitpid(-1)`: each child is waited for by its pidfd. A
+//! container dies with the thread that created it (PR_SET_PDEATHSIG is a
+//! thread's, not a process's): create on one that lives as long as the process.
 //!
 //! What the specification may say beyond OCI, as annotations (only the engine
 //! writes them; labels of images never become annotations):

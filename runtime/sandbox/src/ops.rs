@@ -29,8 +29,8 @@ pub(crate) enum Wish {
     Bind(Bind),
     /// A file of the host, for reading or executing.
     File(PathBuf),
-    /// A sealed file of these bytes, in memory.
-    Data(Vec<u8>),
+    /// A sealed file of this text, in memory.
+    Data(String),
 }
 
 /// How a path of the host appears in the container.

@@ -38,7 +38,7 @@ pub(crate) fn open(wish: &Wish) -> Result<OwnedFd, Error> {
         Wish::Empty { mode } => empty(*mode),
         Wish::Namespace(path) | Wish::File(path) => file(path),
         Wish::Bind(wish) => bind(wish),
-        Wish::Data(bytes) => sealed("knarr-data", bytes, false),
+        Wish::Data(bytes) => sealed("knarr-data", bytes.as_bytes(), false),
     }
 }
 

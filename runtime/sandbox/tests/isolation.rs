@@ -310,3 +310,129 @@ fn r21_ipc_and_keyrings_are_private() {
     assert_eq!(own.run().stdout, "x\n");
     assert_eq!(Fixture::script("ls /dev/shm").run().stdout, "");
 }
+
+/// Asks for system calls by number, on the native, the x32 and the i386 way.
+const PROBE: &str = r#"
+#include <errno.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+static long i386(long nr, long a, long b, long c) {
+  long r; __asm__ volatile("int $0x80" : "=a"(r) : "a"(nr), "b"(a), "c"(b), "d"(c) : "memory", "r8", "r9", "r10", "r11"); return r;
+}
+static long native(long nr, long a, long b, long c) {
+  long r; __asm__ volatile("syscall" : "=a"(r) : "a"(nr), "D"(a), "S"(b), "d"(c) : "memory", "rcx", "r11"); return r;
+}
+#define TRY(name, call) printf("%s %ld\n", name, (call))
+int main(void) {
+  TRY("alg", native(SYS_socket, 38, 5, 0));
+  TRY("alg-high", native(SYS_socket, (1L << 32) | 38, 5, 0));
+  TRY("vsock", native(SYS_socket, 40, 1, 0));
+  TRY("io_uring", native(SYS_io_uring_setup, 1, 0, 0));
+  TRY("keyctl", native(SYS_keyctl, 0, -3, 0));
+  TRY("add_key", native(SYS_add_key, 0, 0, 0));
+  TRY("userfaultfd", native(323, 0, 0, 0));
+  TRY("bpf", native(SYS_bpf, 0, 0, 0));
+  TRY("perf", native(SYS_perf_event_open, 0, 0, 0));
+  TRY("kexec", native(SYS_kexec_load, 0, 0, 0));
+  TRY("handle", native(SYS_open_by_handle_at, -100, 0, 0));
+  TRY("unshare", native(SYS_unshare, 0x10000000, 0, 0));
+  TRY("clone", native(SYS_clone, 0x10000011, 0, 0));
+  TRY("clone3", native(435, 0, 0, 0));
+  TRY("x32-keyctl", native(0x40000000 | SYS_keyctl, 0, -3, 0));
+  TRY("x32-alg", native(0x40000000 | SYS_socket, 38, 5, 0));
+  TRY("i386-alg", i386(359, 38, 5, 0));
+  TRY("i386-keyctl", i386(288, 0, -3, 0));
+  TRY("i386-io_uring", i386(425, 1, 0, 0));
+  TRY("newer", native(999, 0, 0, 0));
+  printf("getpid %d\n", native(SYS_getpid, 0, 0, 0) > 0);
+  return 0;
+}
+"#;
+
+#[test]
+fn r10_dangerous_calls_are_denied_on_every_abi() {
+    let fixture = Fixture::new(&["/bin/probe"]);
+    let source = fixture.dir.path().join("probe.c");
+    fs::write(&source, PROBE).expect("source");
+    let made = std::process::Command::new("cc")
+        .args(["-static", "-O1", "-w", "-o"])
+        .args([fixture.lower().join("bin/probe"), source])
+        .status()
+        .expect("a C compiler (the linker's own)");
+    assert!(made.success());
+    let outcome = fixture.run();
+    let answers: Vec<(&str, &str)> =
+        outcome.stdout.lines().filter_map(|line| line.split_once(' ')).collect();
+    assert_eq!(answers.len(), 21, "{outcome:?}");
+    for (name, answer) in answers {
+        let wanted: &[&str] = match name {
+            "getpid" => &["1"],
+            "clone3" | "newer" => &["-38"],
+            // A kernel without that ABI says ENOSYS itself.
+            name if name.starts_with("x32") || name.starts_with("i386") => &["-1", "-38"],
+            _ => &["-1"],
+        };
+        assert!(wanted.contains(&answer), "{name}: {answer}");
+    }
+}
+
+#[test]
+fn all_capabilities_are_those_that_the_host_has() {
+    let own = fs::read_to_string("/proc/self/status").expect("status");
+    let own = own.lines().find_map(|line| line.strip_prefix("CapPrm:\t")).expect("CapPrm");
+    let all: Vec<String> = [
+        "CHOWN",
+        "DAC_OVERRIDE",
+        "DAC_READ_SEARCH",
+        "FOWNER",
+        "FSETID",
+        "KILL",
+        "SETGID",
+        "SETUID",
+        "SETPCAP",
+        "LINUX_IMMUTABLE",
+        "NET_BIND_SERVICE",
+        "NET_BROADCAST",
+        "NET_ADMIN",
+        "NET_RAW",
+        "IPC_LOCK",
+        "IPC_OWNER",
+        "SYS_MODULE",
+        "SYS_RAWIO",
+        "SYS_CHROOT",
+        "SYS_PTRACE",
+        "SYS_PACCT",
+        "SYS_ADMIN",
+        "SYS_BOOT",
+        "SYS_NICE",
+        "SYS_RESOURCE",
+        "SYS_TIME",
+        "SYS_TTY_CONFIG",
+        "MKNOD",
+        "LEASE",
+        "AUDIT_WRITE",
+        "AUDIT_CONTROL",
+        "SETFCAP",
+        "MAC_OVERRIDE",
+        "MAC_ADMIN",
+        "SYSLOG",
+        "WAKE_ALARM",
+        "BLOCK_SUSPEND",
+        "AUDIT_READ",
+        "PERFMON",
+        "BPF",
+        "CHECKPOINT_RESTORE",
+    ]
+    .iter()
+    .map(|name| format!("CAP_{name}"))
+    .collect();
+    let outcome = Fixture::script("grep CapEff /proc/self/status")
+        .set(
+            "/process/capabilities",
+            json!({ "bounding": all, "permitted": all, "effective": all }),
+        )
+        .run();
+    assert_eq!(outcome.stdout, format!("CapEff:\t{own}\n"));
+}

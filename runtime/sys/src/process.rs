@@ -56,79 +56,120 @@ struct CloneArgs {
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 
+/// What the child needs to know; it lies in the parent's memory.
+struct Orders {
+    program: i32,
+    stdio: [i32; 3],
+    socket: i32,
+    socket_number: i32,
+}
+
+/// Room for the child's few calls; it shares our memory but not our stack.
+const STACK: usize = 16 * 1024;
+
 /// Starts a program as a direct child: its number and its pidfd.
 ///
-/// The child does nothing but arrange descriptors and execute, so this is sound
-/// in a process with threads. All its signals are blocked, and all descriptors
-/// but the four named ones are closed if they are close-on-exec, as ours are.
-/// Where the program cannot be executed the child exits with the errno.
+/// As vfork: the child borrows our memory, so that nothing of it is copied, and
+/// the calling thread waits until it has executed the program. It does nothing
+/// but arrange descriptors and execute, so this is sound in a process with
+/// threads. All its signals are blocked, and all descriptors but the four named
+/// ones are closed if they are close-on-exec, as ours are. Where the program
+/// cannot be executed the child exits with the errno.
 pub fn launch(launch: &Launch<'_>) -> Result<(u32, OwnedFd), Errno> {
     let mut pidfd: libc::c_int = -1;
+    let mut stack = vec![0u128; STACK / 16];
+    let shared = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD;
     let mut args = CloneArgs {
-        flags: launch.namespaces | CLONE_CLEAR_SIGHAND | libc::CLONE_PIDFD as u64,
+        flags: launch.namespaces | CLONE_CLEAR_SIGHAND | shared as u64,
         pidfd: &raw mut pidfd as u64,
         exit_signal: libc::SIGCHLD as u64,
+        stack: stack.as_mut_ptr() as u64,
+        stack_size: STACK as u64,
         ..Default::default()
     };
     if let Some(cgroup) = launch.cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = cgroup.as_raw_fd() as u64;
     }
-    let program = launch.program.as_raw_fd();
-    let stdio = launch.stdio.map(|fd| fd.as_raw_fd());
-    let (socket, socket_number) = (launch.socket.0.as_raw_fd(), launch.socket.1);
-    let arguments = [c"knarr-init".as_ptr(), std::ptr::null()];
-    let environment = [std::ptr::null::<libc::c_char>()];
+    let orders = Orders {
+        program: launch.program.as_raw_fd(),
+        stdio: launch.stdio.map(|fd| fd.as_raw_fd()),
+        socket: launch.socket.0.as_raw_fd(),
+        socket_number: launch.socket.1,
+    };
 
     // JUSTIFICATION: neither libc nor rustix nor nix has clone3, and a child that may only make
     // system calls cannot be written with safe wrappers.
-    // SAFETY: `args` is a valid clone_args without CLONE_VM, so the child has a copy of our memory;
-    // all signals are blocked around it, so that no handler of ours runs in the child; between
-    // clone3 and execveat the child makes only system calls on integers and on constants whose
-    // addresses were computed before, takes no lock and allocates nothing. `pidfd` is written by
-    // the kernel before the parent returns, and owned by nobody else.
+    // SAFETY: `args` is a valid clone_args. The child runs `obey` on a stack of its own, which
+    // like `orders` outlives it: CLONE_VFORK keeps this thread here until it has executed or
+    // exited. All signals are blocked, so that no handler of ours runs in it. It makes only system
+    // calls on integers and constants, takes no lock and allocates nothing; all that it writes
+    // is its stack and this thread's errno. `pidfd` is the kernel's gift, owned by nobody else.
     unsafe {
         let mut all = std::mem::zeroed::<libc::sigset_t>();
         let mut before = std::mem::zeroed::<libc::sigset_t>();
         libc::sigfillset(&mut all);
         libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
-        let result =
-            libc::syscall(libc::SYS_clone3, &raw mut args, std::mem::size_of::<CloneArgs>());
-        if result == 0 {
-            become_program(program, stdio, socket, socket_number, &arguments, &environment);
-        }
-        let result = check(result);
+        let result = clone3(&mut args, &orders);
         libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut());
-        let pid = result?;
-        Ok((pid as u32, OwnedFd::from_raw_fd(pidfd)))
+        drop(stack);
+        match result {
+            pid @ 1.. => Ok((pid as u32, OwnedFd::from_raw_fd(pidfd))),
+            errno => Err(Errno::from_raw_os_error(-errno as i32)),
+        }
     }
 }
 
-/// The child's short life as our copy.
+/// clone3 whose child calls [`obey`] on its new stack and never comes back.
 ///
 /// # Safety
-/// Only to be called in a child made by clone3, with null-terminated arrays.
-unsafe fn become_program(
-    program: i32,
-    stdio: [i32; 3],
-    socket: i32,
-    socket_number: i32,
-    arguments: &[*const libc::c_char; 2],
-    environment: &[*const libc::c_char; 1],
-) -> ! {
+/// `args` must name a stack; the rest is the caller's promise to the kernel.
+unsafe fn clone3(args: &mut CloneArgs, orders: &Orders) -> isize {
+    let result: isize;
+    // SAFETY: the child leaves through `obey` and touches nothing of this frame; in the parent
+    // only the registers change that a system call changes.
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "xor ebp, ebp",
+            "mov rdi, r9",
+            "call r8",
+            "ud2",
+            "2:",
+            inlateout("rax") libc::SYS_clone3 as isize => result,
+            in("rdi") std::ptr::from_mut(args),
+            in("rsi") std::mem::size_of::<CloneArgs>(),
+            in("r8") obey as unsafe extern "C" fn(*const Orders) -> !,
+            in("r9") std::ptr::from_ref(orders),
+            lateout("rcx") _,
+            lateout("r11") _,
+        );
+    }
+    result
+}
+
+/// The child's short life in our memory.
+///
+/// # Safety
+/// Only to be called in a child made by clone3, with orders that outlive it.
+unsafe extern "C" fn obey(orders: *const Orders) -> ! {
     // SAFETY: raw system calls on integers, and strings that live as long as the program.
     unsafe {
-        let errno = || *libc::__errno_location();
+        let orders = &*orders;
+        let arguments = [c"knarr-init".as_ptr(), std::ptr::null()];
+        let environment = [std::ptr::null::<libc::c_char>()];
         // Out of the way of the numbers that are about to be taken; closed by exec.
-        let aside = |fd| libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, socket_number + 1);
-        let program = aside(program);
-        let socket = aside(socket);
-        let stdio = stdio.map(aside);
+        let aside = |fd| libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, orders.socket_number + 1);
+        let program = aside(orders.program);
+        let socket = aside(orders.socket);
         let mut good = program >= 0 && socket >= 0;
+        let stdio = orders.stdio.map(aside);
         for (number, fd) in stdio.into_iter().enumerate() {
-            good &= fd >= 0 && libc::dup3(fd, number as i32, 0) >= 0;
+            good = good && fd >= 0 && libc::dup3(fd, number as i32, 0) >= 0;
         }
-        good &= libc::dup3(socket, socket_number, 0) >= 0;
+        good = good && libc::dup3(socket, orders.socket_number, 0) >= 0;
         if good {
             libc::syscall(
                 libc::SYS_execveat,
@@ -139,7 +180,7 @@ unsafe fn become_program(
                 libc::AT_EMPTY_PATH,
             );
         }
-        libc::_exit(errno())
+        libc::_exit(*libc::__errno_location())
     }
 }
 

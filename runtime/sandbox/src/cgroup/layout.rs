@@ -17,8 +17,8 @@ pub(crate) struct Hierarchy {
     pub(crate) mount: PathBuf,
     /// Its controllers; none for v2, which says so in a file.
     pub(crate) controllers: Vec<String>,
-    /// It is the one of v2.
-    pub(crate) unified: bool,
+    /// Its controllers are v2's and must be enabled from the root down.
+    unified: bool,
 }
 
 /// What the host offers.
@@ -67,7 +67,7 @@ impl Layout {
             }
             let hierarchy = |controllers: Vec<String>| Hierarchy {
                 mount: PathBuf::from(mount),
-                unified: kind == "cgroup2",
+                unified: false,
                 controllers,
             };
             match kind {
@@ -88,7 +88,7 @@ impl Layout {
             }
         }
         match (hierarchies.is_empty(), unified) {
-            (true, Some(unified)) => Some(Self::V2(unified)),
+            (true, Some(unified)) => Some(Self::V2(Hierarchy { unified: true, ..unified })),
             (true, None) => None,
             (false, unified) => Some(Self::V1 { hierarchies, unified }),
         }
@@ -160,24 +160,27 @@ impl Hierarchy {
     /// Makes a group and those above it; whether it is new.
     pub(crate) fn make(&self, path: &Path) -> io::Result<bool> {
         let dir = self.dir(path);
-        match mkdir(&dir, 0o755.into()) {
-            Ok(()) => {}
-            Err(Errno::EXIST) => return Ok(false),
-            Err(Errno::NOENT) => {
-                let parent = path.parent().filter(|parent| parent.parent().is_some());
-                let parent = parent.ok_or(io::ErrorKind::NotFound)?;
-                if self.make(parent)? && self.has("cpuset") {
-                    // What is made below gets its CPUs without being asked.
-                    fs::write(self.dir(parent).join("cgroup.clone_children"), "1")?;
+        // Somebody may remove an empty parent between our two steps.
+        for _ in 0..100 {
+            match mkdir(&dir, 0o755.into()) {
+                Ok(()) => return self.furnish(&dir).map(|()| true),
+                Err(Errno::EXIST) => return Ok(false),
+                Err(Errno::NOENT) => {
+                    let parent = path.parent().filter(|parent| parent.parent().is_some());
+                    let parent = parent.ok_or(io::ErrorKind::NotFound)?;
+                    if self.make(parent)? && self.has("cpuset") {
+                        // What is made below gets its CPUs without being asked.
+                        let _ = fs::write(self.dir(parent).join("cgroup.clone_children"), "1");
+                    }
                 }
-                match mkdir(&dir, 0o755.into()) {
-                    Ok(()) => {}
-                    Err(Errno::EXIST) => return Ok(false),
-                    Err(errno) => return Err(errno.into()),
-                }
+                Err(errno) => return Err(errno.into()),
             }
-            Err(errno) => return Err(errno.into()),
         }
+        Err(io::ErrorKind::NotFound.into())
+    }
+
+    /// What a new group needs before it takes a process.
+    fn furnish(&self, dir: &Path) -> io::Result<()> {
         if self.has("cpuset") && fs::read(dir.join("cpuset.cpus"))?.trim_ascii().is_empty() {
             // A new group has no CPUs and takes no process until it is given some.
             for file in ["cpuset.cpus", "cpuset.mems"] {
@@ -189,13 +192,16 @@ impl Hierarchy {
         if self.unified
             && let Some(parent) = dir.parent()
         {
-            // Each on its own: a missing controller must not take the others with it.
-            let available = fs::read_to_string(parent.join("cgroup.controllers"))?;
-            for name in available.split_ascii_whitespace() {
+            let list = |file| fs::read_to_string(parent.join(file));
+            let (available, enabled) =
+                (list("cgroup.controllers")?, list("cgroup.subtree_control")?);
+            let enabled: Vec<&str> = enabled.split_ascii_whitespace().collect();
+            // Each on its own: one that cannot be had must not take the others with it.
+            for name in available.split_ascii_whitespace().filter(|name| !enabled.contains(name)) {
                 let _ = fs::write(parent.join("cgroup.subtree_control"), format!("+{name}"));
             }
         }
-        Ok(true)
+        Ok(())
     }
 }
 

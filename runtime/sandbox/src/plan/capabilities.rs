@@ -19,9 +19,13 @@ impl Sets {
     /// Without a word about capabilities a process has none. The inheritable
     /// set is always empty, whatever is asked (CVE-2022-24769), but for what the
     /// ambient set needs.
-    pub(super) fn of(capabilities: Option<&LinuxCapabilities>) -> Self {
+    ///
+    /// What we do not have ourselves cannot be given: as runc does, it is left
+    /// out, so that "all of them" works on a host that keeps some back.
+    pub(super) fn of(capabilities: Option<&LinuxCapabilities>, available: u64) -> Self {
         let Some(all) = capabilities else { return Self::default() };
-        let set = |names: &Option<HashSet<Capability>>| names.as_ref().map_or(0, mask_of);
+        let set =
+            |names: &Option<HashSet<Capability>>| names.as_ref().map_or(0, mask_of) & available;
         let permitted = set(all.permitted());
         Self {
             bounding: set(all.bounding()),

@@ -46,6 +46,8 @@ pub(crate) struct Context<'a> {
     pub(crate) identity: &'a Identity,
     /// What it may call.
     pub(crate) filter: Option<&'a Filter>,
+    /// Capabilities that can be given at all.
+    pub(crate) available: u64,
     /// Cgroup directories of v1 by name; empty is v2.
     pub(crate) cgroups: &'a [(String, PathBuf)],
     /// Height and width of its terminal.

@@ -134,7 +134,7 @@ pub(super) fn drop_privileges(
         name: &c_string("the container's id", format!("_ses.{}", context.id))?,
     });
     ops.push(Op::Umask { mask: process.user().umask().unwrap_or(0o022) });
-    let sets = capabilities::Sets::of(process.capabilities().as_ref());
+    let sets = capabilities::Sets::of(process.capabilities().as_ref(), context.available);
     ops.push(Op::Bounding { keep: sets.bounding });
     let groups: Vec<u8> = identity.groups.iter().flat_map(|group| group.to_ne_bytes()).collect();
     if identity.uid != 0 {

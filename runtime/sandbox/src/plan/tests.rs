@@ -19,8 +19,15 @@ fn docker() -> Spec {
 fn plan(spec: &Spec, identity: &Identity, terminal: Option<(u16, u16)>) -> Result<Ops, Error> {
     let cgroups = ["cpu", "memory"]
         .map(|name| (name.to_owned(), PathBuf::from(format!("/sys/fs/cgroup/{name}/knarr/x"))));
-    let context =
-        Context { id: "x", identity, filter: None, cgroups: &cgroups, terminal, init: false };
+    let context = Context {
+        id: "x",
+        identity,
+        filter: None,
+        available: u64::MAX,
+        cgroups: &cgroups,
+        terminal,
+        init: false,
+    };
     create(spec, &context)
 }
 
@@ -56,6 +63,7 @@ fn the_launch_of_another_process() {
         id: "x",
         identity: &user(),
         filter: None,
+        available: u64::MAX,
         cgroups: &[],
         terminal: None,
         init: false,

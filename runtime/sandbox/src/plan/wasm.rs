@@ -56,7 +56,7 @@ pub(super) fn create(
     context: &Context<'_>,
 ) -> Result<Ops, Error> {
     let mut ops = Ops::default();
-    let message = serde_json::to_vec(&Message {
+    let message = serde_json::to_string(&Message {
         launch,
         args: process.args().as_deref().unwrap_or_default(),
         env: process.env().as_deref().unwrap_or_default(),

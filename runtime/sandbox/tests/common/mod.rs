@@ -165,6 +165,16 @@ impl Fixture {
     }
 }
 
+impl Drop for Fixture {
+    /// The parent groups go with the last of their children.
+    fn drop(&mut self) {
+        for entry in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+            let _ = fs::remove_dir(entry.path().join("knarr-test"));
+        }
+        let _ = fs::remove_dir("/sys/fs/cgroup/knarr-test");
+    }
+}
+
 /// The readers' ends.
 pub struct Pipes {
     pub stdout: File,
