@@ -66,6 +66,7 @@ use knarr_state::Db;
 pub use error::Error;
 pub use filter::describe;
 pub use options::{Options, Pool};
+pub use recover::purge;
 pub use types::{Attach, Endpoint, HostsFile, Network, NetworkSpec, PublishedPort, ResolvConf};
 
 /// What an operation answers.

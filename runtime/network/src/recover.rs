@@ -82,6 +82,28 @@ impl Networks {
     }
 }
 
+/// Removes everything that an engine of this instance has on the host: its
+/// bridges and its packet filter. For when its data root goes too; the engine
+/// itself leaves them be when it ends, for the containers that go on.
+pub fn purge(instance: &str) -> Vec<Error> {
+    let mut errors = Vec::new();
+    let unloaded = Filter::unload(instance).map_err(Error::kernel("remove packet filter"));
+    errors.extend(unloaded.err());
+    let listed = Socket::route().and_then(|socket| Ok((link::links(&socket)?, socket)));
+    match listed.map_err(Error::kernel("list interfaces")) {
+        Err(error) => errors.push(error),
+        Ok((links, socket)) => {
+            let prefix = bridge::prefix(instance);
+            for link in links.iter().filter(|link| link.alias.starts_with(&prefix)) {
+                let deleted = link::delete(&socket, &link.name)
+                    .map_err(Error::kernel(format!("remove bridge {}", link.name)));
+                errors.extend(deleted.err());
+            }
+        }
+    }
+    errors
+}
+
 fn check(options: &Options) -> Result<()> {
     bridge::check_name(&options.bridge)?;
     let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';

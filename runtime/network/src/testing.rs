@@ -42,9 +42,15 @@ impl Host {
     pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("resolv.conf"), "nameserver 127.0.0.1\n").unwrap();
+        Self::over(directory)
+    }
+
+    /// Over a database that is there already, and after a crash.
+    pub(crate) fn over(directory: tempfile::TempDir) -> Self {
         let db = Arc::new(Db::open(&directory.path().join("state.db")).unwrap());
         let networks = Networks::open(db.clone(), options(&directory)).unwrap();
-        assert!(networks.reconcile(&[]).is_empty());
+        let errors = networks.reconcile(&[]);
+        assert!(errors.is_empty(), "{errors:?}");
         Self { networks, db, directory }
     }
 

@@ -83,9 +83,15 @@ impl<'a> Transaction<'a> {
     /// Makes the table empty, whether or not it was there.
     pub(crate) fn reset_table(&mut self) {
         let table = self.table;
+        self.delete_table();
+        self.message(NEWTABLE, CREATE).text(1, table);
+    }
+
+    /// Deletes the table; content when there is none.
+    pub(crate) fn delete_table(&mut self) {
+        let table = self.table;
         self.message(NEWTABLE, CREATE).text(1, table);
         self.message(DELTABLE, 0).text(1, table);
-        self.message(NEWTABLE, CREATE).text(1, table);
     }
 
     /// Adds a base chain, policy accept: what is not ours is not our business.

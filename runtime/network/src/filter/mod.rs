@@ -170,6 +170,15 @@ impl Filter {
         self.commit(transaction).or_else(|_| self.reload())
     }
 
+    /// Deletes the table, and what is elsewhere for it.
+    pub(crate) fn unload(instance: &str) -> io::Result<()> {
+        let (socket, table) = (Socket::netfilter()?, format!("knarr-{instance}"));
+        let beside = beside::ensure(&socket, &table, std::iter::empty());
+        let mut transaction = Transaction::new(&table);
+        transaction.delete_table();
+        socket.send(&transaction.finish()).and(beside)
+    }
+
     /// Gets our bridges through another engine's filter.
     pub(crate) fn ensure_beside(&self) {
         let bridges = self.contents.bridges.iter().map(|bridge| bridge.name.as_str());

@@ -68,6 +68,97 @@ fn n04_what_a_crash_left_is_mended_at_the_start() {
     });
 }
 
+const CRASH: &str = "KNARR_TEST_CRASH";
+
+/// Not a test but the engine that [`n04_a_kill_at_any_moment_leaves_nothing`]
+/// kills: does everything over and over, and says so.
+#[test]
+fn crash_child() {
+    let Ok(directory) = std::env::var(CRASH) else { return };
+    let directory = tempfile::Builder::new().disable_cleanup(true).tempdir_in(directory).unwrap();
+    std::fs::write(directory.path().join("resolv.conf"), "").unwrap();
+    println!("{}", directory.path().display());
+    let host = Host::over(directory);
+    for round in 0.. {
+        let (a, name) = (Fake::new("a"), format!("net{round}"));
+        let step = |what: &str| println!("{what} {round}");
+        step("create");
+        host.network(&name, false);
+        step("attach");
+        host.attach(&a, &name);
+        step("attach");
+        host.attach(&a, "bridge");
+        step("publish");
+        let ports = [
+            binding(None, Some(8080), 80, Transport::Tcp),
+            binding(Some("127.0.0.1"), Some(8081), 80, Transport::Udp),
+        ];
+        host.networks.publish(&a.id, "a", &ports).unwrap();
+        step("disconnect");
+        host.networks.disconnect(&a.id, &name).unwrap();
+        step("detach");
+        host.networks.detach(&a.id).unwrap();
+        step("remove");
+        host.networks.remove(&name).unwrap();
+    }
+}
+
+#[test]
+fn n04_a_kill_at_any_moment_leaves_nothing() {
+    use std::io::BufRead;
+    in_netns(|| {
+        let root = tempfile::tempdir().unwrap();
+        // After so many steps, and so many turns of a loop into the next one.
+        for kill in 0..28usize {
+            let mut child = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "tests::recovery::crash_child", "--nocapture"])
+                .env(CRASH, root.path())
+                .stdout(std::process::Stdio::piped())
+                .spawn()
+                .unwrap();
+            let output = std::io::BufReader::new(child.stdout.take().unwrap());
+            let mut lines = output.lines().map(Result::unwrap);
+            let root = root.path().to_str().unwrap();
+            let directory = lines.find_map(|line| line.find(root).map(|at| line[at..].to_owned()));
+            let directory = std::path::PathBuf::from(directory.unwrap());
+            lines.nth(kill % 14).unwrap();
+            (0..kill * 3000).for_each(|turn| {
+                std::hint::black_box(turn);
+            });
+            child.kill().unwrap();
+            child.wait().unwrap();
+            let kept = tempfile::tempdir().unwrap();
+            for file in ["state.db", "state.db-wal", "resolv.conf"] {
+                let _ = std::fs::copy(directory.join(file), kept.path().join(file));
+            }
+            let host = Host::over(kept);
+            // Whatever was half-done is done or undone: bridges are those of
+            // the rows, and nothing belongs to a container.
+            let networks = host.networks.list().unwrap();
+            assert!(networks.iter().all(|network| network.endpoints.is_empty()));
+            assert_eq!(host.db.ports().unwrap(), []);
+            let mut bridges: Vec<_> =
+                networks.into_iter().filter_map(|network| network.row.bridge).collect();
+            bridges.sort();
+            // Namespaces of the dead are cleared away by the kernel at its leisure.
+            let mut links = host.links();
+            links.retain(|name| name.starts_with("kn"));
+            assert_eq!(links, bridges, "killed at {kill}");
+            for port in ["0.0.0.0:8080", "[::]:8080"] {
+                assert!(std::net::TcpListener::bind(port).is_ok(), "{port} is held");
+            }
+            let fake = Fake::new("after");
+            host.attach(&fake, "bridge");
+            drop(host);
+            assert!(crate::purge("test").is_empty());
+        }
+        let socket = Socket::route().unwrap();
+        let left = link::links(&socket).unwrap();
+        assert!(left.iter().all(|link| link.kind != "bridge"), "{left:?}");
+        assert!(crate::purge("test").is_empty(), "nothing to remove is no error");
+    });
+}
+
 #[test]
 fn n04_a_deleted_bridge_is_made_again_when_needed() {
     in_netns(|| {
