@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     os::unix::{fs::symlink, net::UnixStream},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
@@ -154,19 +154,29 @@ impl Drop for Shim {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
-        for cgroup in &self.cgroups {
-            for dir in cgroup_dirs(cgroup) {
-                if let Ok(pids) = fs::read_to_string(dir.join("cgroup.procs")) {
-                    for pid in pids.lines().flat_map(str::parse) {
-                        let pid = nix::unistd::Pid::from_raw(pid);
-                        let _ = nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL);
-                    }
-                }
-                let _ = fs::remove_dir(&dir);
-                let _ = dir.parent().map(fs::remove_dir);
-            }
+        for dir in self.cgroups.iter().flat_map(|cgroup| cgroup_dirs(cgroup)) {
+            remove_cgroup(&dir);
         }
     }
+}
+
+/// Kills who is left and removes the group, once the kernel is through with it.
+fn remove_cgroup(dir: &Path) {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while fs::remove_dir(dir).is_err_and(|error| error.kind() != ErrorKind::NotFound) {
+        let pids = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+        for pid in pids.lines().flat_map(str::parse) {
+            let pid = nix::unistd::Pid::from_raw(pid);
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL);
+        }
+        if std::time::Instant::now() > deadline {
+            eprintln!("{} cannot be removed", dir.display());
+            return;
+        }
+        std::thread::yield_now();
+    }
+    // The last one takes the parent along.
+    let _ = dir.parent().map(fs::remove_dir);
 }
 
 /// Where a cgroup path is mounted, on v1 and v2.
