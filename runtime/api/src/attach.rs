@@ -27,5 +27,8 @@ pub(crate) async fn container(
     let (mut parts, body) = request.into_parts();
     let upgrade = parts.extensions.remove::<OnUpgrade>();
     let attached = api.engine.attach(&id, options).await?;
-    Ok(streams::hijack(&parts.headers, upgrade, body, attached.stream, attached.tty))
+    // The client may start the container as soon as it has its answer: by then
+    // the stream is there.
+    let stream = std::future::ready(attached.stream);
+    Ok(streams::hijack(&parts.headers, upgrade, body, stream, attached.tty).await)
 }

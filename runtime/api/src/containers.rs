@@ -37,7 +37,16 @@ pub(crate) async fn create(
         let taken: Vec<_> = parsed.spec.mounts.iter().map(|mount| mount.target.clone()).collect();
         parsed.spec.mounts.extend(mounts.into_iter().filter(|m| !taken.contains(&m.target)));
     }
-    let created = api.engine.create(query.text("name"), parsed.spec).await?;
+    let image = parsed.spec.image.clone();
+    let created = api.engine.create(query.text("name"), parsed.spec).await.map_err(|error| {
+        let mut error = ApiError::from(error);
+        // A client takes 404 here for a missing image, and pulls it: what else is
+        // missing (a network, a container of a mode) is a bad request.
+        if error.status == StatusCode::NOT_FOUND && api.engine.images().resolve(&image).is_ok() {
+            error.status = StatusCode::BAD_REQUEST;
+        }
+        error
+    })?;
     let mut warnings = parsed.warnings;
     warnings.extend(created.warnings);
     let answer = ContainerCreateResponse { id: created.id.to_string(), warnings };
@@ -84,7 +93,13 @@ pub(crate) async fn inspect(
     Path(id): Path<String>,
     query: Query,
 ) -> Result<Response> {
-    let mut inspect = render::container(&api.engine.inspect(&id)?);
+    let view = api.engine.inspect(&id)?;
+    let mut inspect = render::container(&view);
+    // The image's row knows why it was taken for what it is; it may be gone.
+    if let (Some(knarr), Ok(image)) = (&mut inspect.knarr, api.engine.images().get(&view.image_id))
+    {
+        knarr.reason = image.row.reason;
+    }
     if query.flag("size") {
         let (writable, all) = api.engine.size(&id).await?;
         inspect.size_rw = Some(writable as i64);

@@ -38,7 +38,11 @@ const KNOWN: &[&str] = &[
 /// What happened since a time, then what happens, until a time.
 pub(crate) async fn events(State(api): State<Api>, query: Query) -> Result<Response> {
     let filters = Filters::parse(query.text("filters"), KNOWN)?;
-    let since = time(&query, "since")?;
+    // Here 0 is a time like any other: everything that is remembered.
+    let since = match query.text("since") {
+        Some("0") => Some(Timestamp::UNIX_EPOCH),
+        _ => time(&query, "since")?,
+    };
     let until = time(&query, "until")?;
     if let (Some(since), Some(until)) = (since, until)
         && since > until

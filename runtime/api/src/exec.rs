@@ -53,8 +53,8 @@ pub(crate) async fn create(
 
 /// `POST /exec/{id}/start`.
 ///
-/// Once the client is attached, a failure to start is told on the stream, as
-/// Docker does: its client reads the exit code (126, 127) from inspect.
+/// It starts when the client is attached; a failure is told on the stream then,
+/// as Docker does: its client reads the exit code (126, 127) from inspect.
 pub(crate) async fn start(
     State(api): State<Api>,
     Path(id): Path<String>,
@@ -68,21 +68,19 @@ pub(crate) async fn start(
     let size = asked.console_size.filter(|size| *size != [0, 0]);
     let options =
         ExecStart { detach: asked.detach, size: size.map(|[rows, columns]| (rows, columns)) };
-    let attached = match api.engine.exec_start(&id, options).await {
-        Ok(attached) => attached,
-        Err(error) if asked.detach => return Err(error.into()),
-        Err(error) => {
-            let tty = exec.spec.tty;
-            let stream = told(&format!("{error}\r\n"), tty).await;
-            return Ok(streams::hijack(&parts.headers, upgrade, Body::empty(), stream, tty));
+    if asked.detach {
+        api.engine.exec_start(&id, options).await?;
+        return Ok(StatusCode::OK.into_response());
+    }
+    let tty = exec.spec.tty;
+    let stream = async move {
+        match api.engine.exec_start(&id, options).await {
+            Ok(Some(attached)) => attached.stream,
+            Ok(None) => told("", true).await,
+            Err(error) => told(&format!("{error}\r\n"), tty).await,
         }
     };
-    Ok(match attached {
-        Some(attached) => {
-            streams::hijack(&parts.headers, upgrade, Body::empty(), attached.stream, attached.tty)
-        }
-        None => StatusCode::OK.into_response(),
-    })
+    Ok(streams::hijack(&parts.headers, upgrade, Body::empty(), stream, tty).await)
 }
 
 /// A stream that says one thing and ends.

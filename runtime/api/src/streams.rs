@@ -57,11 +57,15 @@ pub(crate) fn content_type(tty: bool) -> &'static str {
 
 /// Turns the connection over to `stream`: by `101 Switching Protocols` where the
 /// client asked for it, else as two HTTP bodies.
-pub(crate) fn hijack(
+///
+/// The stream is waited for when the client has its answer: what is started then
+/// cannot write before the client listens. Some clients (docker-py) lose what
+/// comes in one piece with the headers.
+pub(crate) async fn hijack(
     headers: &HeaderMap,
     upgrade: Option<OnUpgrade>,
     body: Body,
-    stream: Box<dyn Duplex>,
+    stream: impl Future<Output = Box<dyn Duplex>> + Send + 'static,
     tty: bool,
 ) -> Response {
     let asked = headers.contains_key(header::UPGRADE);
@@ -75,11 +79,11 @@ pub(crate) fn hijack(
             ];
             (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
         }
-        None => two_bodies(body, stream, tty),
+        None => two_bodies(body, stream.await, tty),
     }
 }
 
-async fn upgraded(upgrade: OnUpgrade, stream: Box<dyn Duplex>) {
+async fn upgraded(upgrade: OnUpgrade, stream: impl Future<Output = Box<dyn Duplex>> + Send) {
     let upgraded = match upgrade.await {
         Ok(upgraded) => upgraded,
         Err(error) => {
@@ -87,6 +91,7 @@ async fn upgraded(upgrade: OnUpgrade, stream: Box<dyn Duplex>) {
             return;
         }
     };
+    let stream = stream.await;
     let outcome = match upgraded.downcast::<TokioIo<UnixStream>>() {
         Ok(parts) => pump(Peer::Unix(parts.io.into_inner()), parts.read_buf, stream).await,
         Err(upgraded) => match upgraded.downcast::<TokioIo<TcpStream>>() {

@@ -93,8 +93,7 @@ pub(crate) async fn info(State(api): State<Api>) -> Response {
     let environment = |name: &str| std::env::var(name).unwrap_or_default();
     let forwards = std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward");
     let v1 = info.cgroup_version == 1;
-    let mut driver_status = vec![["Backing Filesystem".into(), "overlayfs".into()]];
-    driver_status.push(["Using metacopy".into(), "false".into()]);
+    let driver_status = vec![["Using metacopy".into(), "false".into()]];
     let mut security = words(&["name=seccomp,profile=builtin"]);
     if !v1 {
         security.push("name=cgroupns".into());

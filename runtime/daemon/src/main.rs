@@ -68,7 +68,7 @@ fn run(flags: &Flags) -> Result<()> {
         .context("start the runtime")?;
     let outcome = runtime.block_on(daemon(flags, &settings, config));
     // A worker that hangs in the kernel must not keep the daemon from ending.
-    runtime.shutdown_timeout(Duration::from_secs(1));
+    runtime.shutdown_timeout(Duration::from_millis(250));
     outcome
 }
 

@@ -376,7 +376,7 @@ mod tests {
     fn a11_bad_configuration_is_refused_with_a_reason() {
         let none = Settings::default();
         for (text, want) in [
-            ("{\n \"debug\": tru\n}", "line 2"),
+            ("{\n \"debug\": tru\n}", "expected ident at line"),
             (r#"{"nope": 1, "debug": true, "neither": 2}"#, "neither, nope"),
             (r#"{"debug": "yes"}"#, "invalid type"),
             ("[]", "invalid"),
