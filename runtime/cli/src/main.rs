@@ -28,7 +28,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Result;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
-use commands::{container, context, exec, image, network, run, system, volume};
+use commands::{container, context, exec, image, login, network, run, system, volume};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -75,6 +75,8 @@ enum Command {
     Image(image::ImageVerb),
     #[command(flatten)]
     System(system::SystemVerb),
+    #[command(flatten)]
+    Login(login::LoginVerb),
     /// Manage containers
     #[command(subcommand, name = "container")]
     ContainerGroup(ContainerGroup),
@@ -161,7 +163,7 @@ fn main() -> ExitCode {
             // The engine's own words stand alone, as Docker's client shows them.
             match error.downcast_ref::<knarr_client::Error>() {
                 Some(error) => eprintln!("{error}"),
-                None => eprintln!("knarr: {error:#}"),
+                None => eprintln!("knarr: {}", output::chain(&error)),
             }
             ExitCode::from(error.downcast_ref::<commands::Exit>().map_or(1, |exit| exit.0))
         }
@@ -215,6 +217,7 @@ async fn execute(command: Command, context: &commands::Context) -> Result<u8> {
         Command::ImageGroup(verb) => image::execute_group(verb, context).await,
         Command::Network(verb) => network::execute(verb, context).await,
         Command::Volume(verb) => volume::execute(verb, context).await,
+        Command::Login(verb) => login::execute(verb, context).await,
         Command::System(verb) => system::execute(verb, context).await,
         Command::SystemGroup(verb) => system::execute_group(verb, context).await,
         Command::Context(_) => Ok(0),

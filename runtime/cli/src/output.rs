@@ -75,6 +75,11 @@ impl Listing {
 /// Lays tab-separated cells out in columns, three spaces apart and no less than
 /// ten wide (Go `text/tabwriter` as Docker sets it up).
 pub fn align(lines: &[String]) -> String {
+    align_wide(lines, 10)
+}
+
+/// The same with columns no less than `least` wide.
+pub fn align_wide(lines: &[String], least: usize) -> String {
     let rows: Vec<Vec<&str>> = lines.iter().map(|line| line.split('\t').collect()).collect();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns)
@@ -82,7 +87,7 @@ pub fn align(lines: &[String]) -> String {
             // A cell that ends its line does not widen the column.
             let cells =
                 rows.iter().filter(|row| at + 1 < row.len()).map(|row| row[at].chars().count() + 3);
-            cells.max().unwrap_or(0).max(10)
+            cells.max().unwrap_or(0).max(least)
         })
         .collect();
     let mut out = String::new();
@@ -155,6 +160,17 @@ pub fn time(seconds: i64) -> String {
             .to_string(),
         Err(_) => String::new(),
     }
+}
+
+/// An error and its causes, but for those that the one before names already.
+pub fn chain(error: &anyhow::Error) -> String {
+    let mut words: Vec<String> = Vec::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if words.last().is_none_or(|before| !before.contains(&cause)) {
+            words.push(cause);
+        }
+    }
+    words.join(": ")
 }
 
 /// The first twelve digits of an id, without its algorithm.

@@ -87,23 +87,24 @@ impl Client {
         let transport = Transport::new(config);
         Ok(Self { core: Arc::new(Core { transport, tokens: Tokens::default(), mirrors }) })
     }
-
-    /// Checks credentials against a registry (`login`): whether it lets them in.
-    ///
-    /// # Errors
-    /// [`Error::Status`] 401 when it does not; as any request.
-    pub async fn check(&self, domain: &str, auth: &Auth) -> Result<()> {
-        let endpoint = Endpoint { base: origin(domain)?, fixed_scheme: false, mirror: false };
-        let url = endpoint.base.join("v2/").map_err(|error| Error::Config(error.to_string()))?;
-        let answer = self.core.send(&endpoint, Request::get(url.clone()), "", auth).await?;
-        match answer.status() {
-            status if status.is_success() => Ok(()),
-            status => Err(self.core.status(&Method::GET, &url, status, answer).await),
-        }
-    }
 }
 
 impl Registry for Client {
+    fn check<'a>(&'a self, domain: &'a str, auth: &'a Auth) -> BoxFuture<'a, Result<()>> {
+        async move {
+            let base = origin(domain)?;
+            let endpoint = Endpoint { base, fixed_scheme: false, mirror: false };
+            let url =
+                endpoint.base.join("v2/").map_err(|error| Error::Config(error.to_string()))?;
+            let answer = self.core.send(&endpoint, Request::get(url.clone()), "", auth).await?;
+            match answer.status() {
+                status if status.is_success() => Ok(()),
+                status => Err(self.core.status(&Method::GET, &url, status, answer).await),
+            }
+        }
+        .boxed()
+    }
+
     fn resolve<'a>(
         &'a self,
         reference: &'a Reference,
@@ -282,6 +283,13 @@ impl Core {
             let error = loop {
                 match self.manifest_once(&endpoint, reference, name, want, size, auth).await {
                     Ok(manifest) => return Ok(manifest),
+                    // Nothing has been received yet: who cannot be reached is said at once.
+                    Err(Attempt {
+                        error: error @ Error::Transport { unreachable: true, .. },
+                        ..
+                    }) => {
+                        break error;
+                    }
                     Err(Attempt { error, retry: Retry::After(asked) })
                         if failures + 1 < self.attempts(&endpoint) =>
                     {

@@ -107,6 +107,8 @@ pub enum Error {
         url: String,
         /// What happened.
         reason: String,
+        /// Nobody was reached: no such name, nothing listens, no TLS.
+        unreachable: bool,
     },
     /// Something the registry said cannot be understood.
     #[error("{host} sent {what}")]

@@ -93,6 +93,13 @@ pub enum Chunk {
 
 /// A registry, as the pull pipeline sees it.
 pub trait Registry: Send + Sync + std::fmt::Debug {
+    /// Whether a registry's host (`docker.io`, `localhost:5000`) lets these
+    /// credentials in (`login`).
+    fn check<'a>(&'a self, domain: &'a str, auth: &'a Auth) -> BoxFuture<'a, Result<()>> {
+        let _ = auth;
+        Box::pin(async move { Err(Error::Config(format!("{domain}: no way to log in"))) })
+    }
+
     /// Fetches the manifest or index that the reference's digest, else its
     /// tag, names.
     fn resolve<'a>(

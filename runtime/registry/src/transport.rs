@@ -240,7 +240,11 @@ impl Transport {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => {
                 let connect = error.is_connect();
-                Err(Failed { error: transport(&request.method, url, reason(&error)), connect })
+                let mut failed = transport(&request.method, url, reason(&error));
+                if let Error::Transport { unreachable, .. } = &mut failed {
+                    *unreachable = connect;
+                }
+                Err(Failed { error: failed, connect })
             }
             Err(_) => {
                 let reason = format!("no answer within {} seconds", stalled.as_secs_f32());
@@ -286,7 +290,7 @@ pub(crate) fn shown(url: &Url) -> String {
 }
 
 pub(crate) fn transport(method: &Method, url: &Url, reason: String) -> Error {
-    Error::Transport { method: verb(method), url: shown(url), reason }
+    Error::Transport { method: verb(method), url: shown(url), reason, unreachable: false }
 }
 
 /// As Go's HTTP client writes it, which Docker's messages have.
@@ -306,8 +310,14 @@ pub(crate) fn reason(error: &reqwest::Error) -> String {
         words.push(cause.to_string());
         source = cause.source();
     }
-    match words.pop() {
-        Some(last) => last,
-        None => error.to_string(),
+    let last = words.pop().unwrap_or_else(|| error.to_string());
+    // As Go's client says it: without the number, in lower case.
+    let plain = last.split(" (os error").next().unwrap_or(&last);
+    let mut letters = plain.chars();
+    match (letters.next(), letters.next()) {
+        (Some(first), Some(second)) if first.is_uppercase() && second.is_lowercase() => {
+            first.to_lowercase().chain(plain.chars().skip(1)).collect()
+        }
+        _ => plain.to_owned(),
     }
 }

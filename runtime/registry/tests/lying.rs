@@ -494,6 +494,34 @@ async fn i14_a_mirror_is_asked_first_and_never_sees_credentials() {
 }
 
 #[tokio::test]
+async fn who_cannot_be_reached_is_said_at_once() {
+    let gone = LyingRegistry::start(|_, _| Reply::status(500)).await.unwrap();
+    let reference = reference(&gone);
+    drop(gone);
+    let patient = Timing { backoff: Duration::from_secs(3600), ..Timing::default() };
+    let client = Client::new(Config { timing: patient, ..Config::default() }).unwrap();
+    let error = client.resolve(&reference, &Auth::Anonymous).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.to_string().ends_with("connection refused"), "{error}");
+}
+
+#[tokio::test]
+async fn credentials_are_checked_without_a_repository() {
+    let server = LyingRegistry::start(|request, _| match request.header("authorization") {
+        Some(header) if header == basic() => Reply::ok(""),
+        _ => Reply::status(401).with("www-authenticate", "Basic realm=\"r\""),
+    })
+    .await
+    .unwrap();
+    let client = client(Config::default());
+    client.check(&server.host(), &ann()).await.unwrap();
+    let wrong = Auth::Basic { username: "ann".into(), password: "wrong".into() };
+    let refused = client.check(&server.host(), &wrong).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unauthorized);
+    assert!(server.requests().iter().all(|request| request.path == "/v2/"));
+}
+
+#[tokio::test]
 async fn failures_speak_dockers_words() {
     for (reply, want) in [
         (

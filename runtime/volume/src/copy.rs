@@ -183,7 +183,7 @@ fn xattrs(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
     const LONGEST: usize = 64 << 10; // XATTR_LIST_MAX, XATTR_SIZE_MAX
     let mut names = vec![MaybeUninit::<u8>::uninit(); LONGEST];
     let names = match flistxattr(from, names.as_mut_slice()) {
-        Ok((names, _)) if names.is_empty() => return Ok(()),
+        Ok(([], _)) => return Ok(()),
         Ok((names, _)) => names.to_vec(),
         Err(Errno::OPNOTSUPP) => return Ok(()),
         Err(errno) => return Err(errno.into()),

@@ -126,7 +126,7 @@ fn v08_a_volume_in_use_is_neither_removed_nor_pruned() {
     f.volumes.create(&named("data")).unwrap();
     f.volumes.attach("data", &id).unwrap();
     f.volumes.attach("data", &id).unwrap();
-    assert_eq!(f.volumes.users("data").unwrap(), [id.clone()]);
+    assert_eq!(f.volumes.users("data").unwrap(), std::slice::from_ref(&id));
     for force in [false, true] {
         let error = f.volumes.remove("data", force).unwrap_err();
         assert_eq!(error.to_string(), format!("remove data: volume is in use - [{id}]"));

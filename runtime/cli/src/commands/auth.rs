@@ -17,6 +17,27 @@ use serde_json::Value;
 /// What Docker calls its own registry in `config.json`.
 const HUB: &str = "https://index.docker.io/v1/";
 
+/// What a registry is called in `config.json`: Docker's own name for its hub,
+/// the bare host for all others.
+pub fn server(given: Option<&str>) -> String {
+    let given = given.unwrap_or_default();
+    let bare = given
+        .trim_start_matches("https://")
+        .trim_start_matches("http://")
+        .split('/')
+        .next()
+        .unwrap_or_default();
+    match bare {
+        "" | "docker.io" | "index.docker.io" | "registry-1.docker.io" => HUB.to_owned(),
+        other => other.to_owned(),
+    }
+}
+
+/// Whether a word may stand behind `docker-credential-`.
+pub fn is_helper_name(name: &str) -> bool {
+    name.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.'))
+}
+
 /// The header's value for the registry of `image`; none where nothing is known.
 pub fn header(config: &Path, image: &str) -> Option<String> {
     let registry = match image.parse::<knarr_model::Reference>() {
@@ -65,7 +86,7 @@ fn from_file(config: &Value, registry: &str) -> Option<AuthConfig> {
 
 /// Asks `docker-credential-NAME get` (docker/docker-credential-helpers).
 fn from_helper(name: &str, registry: &str) -> Option<AuthConfig> {
-    if !name.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.')) {
+    if !is_helper_name(name) {
         return None;
     }
     let mut child = Command::new(format!("docker-credential-{name}"))

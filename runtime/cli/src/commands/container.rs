@@ -479,7 +479,7 @@ async fn top(container: &str, options: &[String], context: &Context) -> Result<u
         .chain(&answer.processes)
         .map(|cells| cells.join("\t"))
         .collect();
-    print!("{}", output::align(&lines));
+    print!("{}", output::align_wide(&lines, 20));
     Ok(0)
 }
 

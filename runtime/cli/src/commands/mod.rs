@@ -5,6 +5,7 @@ pub mod container;
 pub mod context;
 pub mod exec;
 pub mod image;
+pub mod login;
 pub mod network;
 pub mod run;
 pub mod system;
@@ -13,6 +14,7 @@ pub mod volume;
 use std::path::PathBuf;
 
 use anyhow::Result;
+use futures_util::StreamExt as _;
 use knarr_client::Client;
 
 /// What every verb works with.
@@ -43,18 +45,20 @@ pub fn filters(words: &[String]) -> Result<String> {
     Ok(serde_json::to_string(&map)?)
 }
 
-/// Does one thing for each name: prints the name where it went well, all errors
-/// at the end; the exit code says whether any failed.
+/// Does one thing for each name, many at a time: prints each name, or why it
+/// did not go well, in their order; the exit code says whether any failed.
 pub async fn for_each<F>(names: &[String], action: F) -> Result<u8>
 where
     F: AsyncFn(&str) -> Result<()>,
 {
     let mut failed = false;
-    for name in names {
-        match action(name).await {
+    let outcomes = names.iter().map(async |name| (name, action(name).await));
+    let mut outcomes = std::pin::pin!(futures_util::stream::iter(outcomes).buffered(50));
+    while let Some((name, outcome)) = outcomes.next().await {
+        match outcome {
             Ok(()) => println!("{name}"),
             Err(error) => {
-                eprintln!("{error:#}");
+                eprintln!("{}", crate::output::chain(&error));
                 failed = true;
             }
         }

@@ -337,7 +337,7 @@ impl Session<'_> {
 
 /// Says why nothing runs, with Docker's exit code (docker/cli `toStatusError`).
 fn report_start(error: &anyhow::Error) -> u8 {
-    let text = format!("{error:#}");
+    let text = crate::output::chain(error);
     eprintln!("knarr: {text}\n\nRun 'knarr run --help' for more information");
     let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
     if says(&[
