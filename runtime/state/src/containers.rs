@@ -23,7 +23,7 @@ CREATE TABLE containers (
     workload         TEXT NOT NULL,             -- JSON, knarr_model::Workload
     spec             TEXT NOT NULL,             -- JSON, knarr_model::ContainerSpec, merged with the image
     resolved         TEXT NOT NULL,             -- JSON of the engine: argv, layers, mounts
-    status           TEXT NOT NULL,             -- created, running, paused, restarting, removing, exited, dead
+    status           TEXT NOT NULL,             -- creating, created, running, paused, restarting, removing, exited, dead
     pid              INTEGER NOT NULL DEFAULT 0,
     exit_code        INTEGER NOT NULL DEFAULT 0,
     oom_killed       INTEGER NOT NULL DEFAULT 0,
@@ -129,6 +129,7 @@ impl Db {
     ///
     /// # Errors
     /// When the database cannot be read.
+    #[expect(clippy::type_complexity, reason = "rows, and the ids of those that cannot be read")]
     pub fn containers(&self) -> Result<(Vec<ContainerRow>, Vec<(String, Error)>)> {
         self.read(|db| {
             let mut query = db.prepare_cached("SELECT * FROM containers ORDER BY created, id")?;
@@ -185,20 +186,19 @@ impl Db {
         })
     }
 
-    /// Replaces what the engine made of it.
+    /// Records that everything of a new container is there.
+    ///
+    /// A row whose status is still `creating` when the engine opens is one whose
+    /// `create` was never answered.
     ///
     /// # Errors
     /// When the database cannot be written.
-    pub fn set_container_resolved(
-        &self,
-        id: &ContainerId,
-        resolved: &serde_json::Value,
-    ) -> Result<()> {
+    pub fn finish_container(&self, id: &ContainerId, resolved: &serde_json::Value) -> Result<()> {
         self.write(|db| {
-            db.execute(
-                "UPDATE containers SET resolved = ?2 WHERE id = ?1",
-                params![id.as_str(), resolved.to_string()],
-            )?;
+            db.prepare_cached(
+                "UPDATE containers SET resolved = ?2, status = 'created' WHERE id = ?1",
+            )?
+            .execute(params![id.as_str(), resolved.to_string()])?;
             Ok(())
         })
     }

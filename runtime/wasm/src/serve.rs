@@ -269,8 +269,16 @@ impl Server {
     /// Runs one instance; answers when its answer begins.
     async fn instance(
         &self,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
     ) -> Result<Response<HyperOutgoingBody>, Failure> {
+        // HTTP/1.0 does not ask for a host; a guest does.
+        if request.version() == hyper::Version::HTTP_10
+            && !request.headers().contains_key(hyper::header::HOST)
+        {
+            request
+                .headers_mut()
+                .insert(hyper::header::HOST, hyper::header::HeaderValue::from_static("localhost"));
+        }
         let permit = timeout(QUEUE, Arc::clone(&self.requests).acquire_owned())
             .await
             .ok()

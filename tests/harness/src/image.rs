@@ -222,11 +222,34 @@ impl ImageBuilder {
         self.config("ExposedPorts", json!({ port: {} }))
     }
 
-    /// The archive as `docker save` writes it.
-    pub fn docker_archive(mut self) -> Vec<u8> {
-        if !self.tar.is_empty() || self.layers.is_empty() {
-            self = self.next_layer();
+    /// The image as a registry serves it, its layers uncompressed.
+    pub fn for_registry(mut self) -> RegistryImage {
+        self = self.finished();
+        let config = self.config_file();
+        let descriptor = |media_type: &str, content: &[u8]| json!({ "mediaType": media_type, "digest": digest(content), "size": content.len() });
+        let layers: Vec<Value> = self
+            .layers
+            .iter()
+            .map(|layer| descriptor("application/vnd.oci.image.layer.v1.tar", layer))
+            .collect();
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": RegistryImage::MANIFEST_TYPE,
+            "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
+            "layers": layers,
+        });
+        let blobs = self.layers.into_iter().chain([config]).map(|blob| (digest(&blob), blob));
+        RegistryImage {
+            manifest: serde_json::to_vec(&manifest).expect("JSON from JSON"),
+            blobs: blobs.collect(),
         }
+    }
+
+    fn finished(self) -> Self {
+        if !self.tar.is_empty() || self.layers.is_empty() { self.next_layer() } else { self }
+    }
+
+    fn config_file(&self) -> Vec<u8> {
         let diff_ids: Vec<String> = self.layers.iter().map(|layer| digest(layer)).collect();
         let config = json!({
             "architecture": self.platform.1,
@@ -236,7 +259,13 @@ impl ImageBuilder {
             "rootfs": { "type": "layers", "diff_ids": diff_ids },
             "history": diff_ids.iter().map(|_| json!({"created": "2026-01-01T00:00:00Z", "created_by": "harness"})).collect::<Vec<_>>(),
         });
-        let config = serde_json::to_vec(&config).expect("JSON from JSON");
+        serde_json::to_vec(&config).expect("JSON from JSON")
+    }
+
+    /// The archive as `docker save` writes it.
+    pub fn docker_archive(mut self) -> Vec<u8> {
+        self = self.finished();
+        let config = self.config_file();
         let config_name = format!("{}.json", hex(&config));
         let mut members: Vec<(String, Vec<u8>)> = Vec::new();
         let mut names = Vec::new();
@@ -256,6 +285,26 @@ impl ImageBuilder {
             append(&mut archive, &name, tar::EntryType::Regular, 0o644, &content);
         }
         archive.into_inner().expect("memory takes everything")
+    }
+}
+
+/// An image as a registry serves it.
+#[derive(Debug, Clone)]
+pub struct RegistryImage {
+    /// The OCI manifest.
+    pub manifest: Vec<u8>,
+    /// Configuration and layers by digest.
+    pub blobs: BTreeMap<String, Vec<u8>>,
+}
+
+impl RegistryImage {
+    /// The manifest's media type.
+    pub const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+
+    /// The largest blob.
+    pub fn largest(&self) -> (&str, &[u8]) {
+        let largest = self.blobs.iter().max_by_key(|(_, blob)| blob.len());
+        largest.map(|(digest, blob)| (digest.as_str(), blob.as_slice())).expect("a configuration")
     }
 }
 

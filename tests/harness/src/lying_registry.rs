@@ -23,8 +23,11 @@ use sha2::Digest as _;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::watch,
     task::JoinHandle,
 };
+
+use crate::RegistryImage;
 
 /// One request, as it came.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,6 +134,8 @@ pub struct LyingRegistry {
     log: Arc<Mutex<Vec<LoggedRequest>>>,
     sent: Arc<AtomicU64>,
     task: JoinHandle<()>,
+    /// Closed when the server's task ends.
+    over: watch::Receiver<()>,
 }
 
 impl LyingRegistry {
@@ -158,14 +163,41 @@ impl LyingRegistry {
         let address = listener.local_addr()?;
         let (log, sent) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicU64::new(0)));
         let shared = (log.clone(), sent.clone(), Arc::new(handler) as Arc<Handler>);
+        let (alive, over) = watch::channel(());
         let task = tokio::spawn(async move {
+            let _alive = alive;
             while let Ok((stream, _)) = listener.accept().await {
                 let (log, sent, handler) = shared.clone();
                 // A client that goes away in the middle is part of the game.
                 tokio::spawn(async move { serve(stream, &log, &sent, &*handler).await.ok() });
             }
         });
-        Ok(Self { address, log, sent, task })
+        Ok(Self { address, log, sent, task, over })
+    }
+
+    /// As [`Self::start`], on a thread of its own, for tests that are not
+    /// async; it is in the namespaces of the calling thread.
+    ///
+    /// # Errors
+    /// When it cannot listen.
+    pub fn in_background(
+        handler: impl Fn(&LoggedRequest, usize) -> Reply + Send + Sync + 'static,
+    ) -> Result<Self> {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || -> Result<()> {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async {
+                let server = Self::start(handler).await;
+                let over = server.as_ref().ok().map(|server| server.over.clone());
+                sender.send(server)?;
+                // Dropping the server closes the channel.
+                if let Some(mut over) = over {
+                    while over.changed().await.is_ok() {}
+                }
+                Ok(())
+            })
+        });
+        receiver.recv().context("the server's thread ended")?
     }
 
     /// `127.0.0.1:PORT`, as a reference's domain.
@@ -187,6 +219,21 @@ impl LyingRegistry {
 impl Drop for LyingRegistry {
     fn drop(&mut self) {
         self.task.abort();
+    }
+}
+
+/// An honest registry's answer for one image: manifest by tag or digest, blobs
+/// with ranges.
+pub fn serve_image(request: &LoggedRequest, image: &RegistryImage) -> Reply {
+    let name = request.path.rsplit('/').next().unwrap_or_default();
+    if request.path.contains("/manifests/") {
+        return Reply::ok(image.manifest.clone())
+            .with("content-type", RegistryImage::MANIFEST_TYPE)
+            .with("docker-content-digest", digest_of(&image.manifest));
+    }
+    match image.blobs.get(name) {
+        Some(blob) => Reply::ranged(request, blob, &format!("\"{name}\"")),
+        None => Reply::error(404, "BLOB_UNKNOWN", "blob unknown to registry"),
     }
 }
 

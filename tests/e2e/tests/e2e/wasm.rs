@@ -28,8 +28,8 @@ fn image_inspect_shows_the_decision_and_its_reason() {
             .ok()
     };
     assert!(field("busybox", "Workload").contains("native"));
-    assert!(field("hello", "Workload").contains("preview1-command"));
-    assert!(field("web", "Workload").contains("http-proxy"));
+    assert!(field("hello", "Abi").contains("preview1-command"));
+    assert!(field("web", "Abi").contains("http-proxy"));
     assert!(field("web", "Reason").contains("wasi:http/incoming-handler"));
 }
 
