@@ -21,7 +21,7 @@ use knarr_state::{
     Db,
     images::{Content, Named},
 };
-use knarr_store::{Keep, Limits, Store};
+use knarr_store::{Keep, Limits, Store, Unpacked};
 use tokio::sync::OwnedMutexGuard;
 
 use crate::{Error, Result, feed::Tee};
@@ -125,23 +125,19 @@ pub(crate) struct Unpacking {
     pub(crate) position: usize,
 }
 
-/// Checks an unpacked layer against the configuration and makes it visible.
-fn publish(unpacked: knarr_store::Unpacked, want: Unpacking) -> Result<()> {
-    if unpacked.diff_id() != want.diff_id {
-        return Err(Error::DiffId {
-            position: want.position,
-            found: unpacked.diff_id(),
-            want: want.diff_id,
-        });
+/// Checks an unpacked layer against the configuration.
+fn checked(unpacked: Unpacked, want: Unpacking) -> Result<Unpacked> {
+    if unpacked.diff_id() == want.diff_id {
+        return Ok(unpacked);
     }
-    unpacked.publish()?;
-    Ok(())
+    let (position, found) = (want.position, unpacked.diff_id());
+    Err(Error::DiffId { position, found, want: want.diff_id })
 }
 
-/// Unpacks a blob that is in the store. Blocks.
-pub(crate) fn unpack_blob(store: &Arc<Store>, blob: &Digest, want: Unpacking) -> Result<()> {
+/// Unpacks a blob that is in the store; the caller publishes it. Blocks.
+pub(crate) fn unpack_blob(store: &Arc<Store>, blob: &Digest, want: Unpacking) -> Result<Unpacked> {
     let file = store.open_blob(blob)?;
-    publish(store.unpack(file, &Limits::default())?, want)
+    checked(store.unpack(file, &Limits::default())?, want)
 }
 
 /// Writes a blob and unpacks it as it comes. Blocks until the feed ends.
@@ -178,7 +174,7 @@ pub(crate) fn land(store: &Arc<Store>, mut tee: Tee, want: Option<Unpacking>) ->
         tee.ingest.commit()?;
         tee.bar.extracting();
         if let (Some(unpacked), Some(want)) = (unpacked, want) {
-            publish(unpacked, want)?;
+            checked(unpacked, want)?.publish()?;
         }
         return Ok(());
     }

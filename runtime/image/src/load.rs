@@ -18,14 +18,15 @@
 //! it was read. An archive with several images stores those before a bad one.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
 use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use knarr_model::{Digest, Platform, Reference};
 use knarr_state::images::Content;
-use knarr_store::{Decompressor, EntryKind, Tarball};
+use knarr_store::{Decompressor, EntryKind, Tarball, Unpacked};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use tokio::{
@@ -53,6 +54,8 @@ use crate::{
 const ENTRIES_MAX: u64 = 100_000;
 /// One layer, as it lies in the archive.
 const BLOB_MAX: u64 = 256 << 30;
+/// How many layers are unpacked at once.
+const LAYERS_AT_ONCE: usize = 3;
 /// Index levels in a layout.
 const LEVELS_MAX: usize = 4;
 
@@ -466,37 +469,42 @@ fn arrival(
     })
 }
 
-/// Unpacks the layers of one image, one after the other.
+/// Unpacks the layers of one image, and makes them visible together.
 async fn unpack(
     inner: &Arc<Inner>,
     arrival: &Arrival,
     lease: &Lease,
     report: &Report,
 ) -> Result<()> {
+    let store = &inner.contents.store;
     let mut content: Vec<Content> = arrival.layers.iter().map(|id| Content::Layer(*id)).collect();
     content.push(Content::Blob(arrival.digest));
     lease.hold(&content)?;
-    if !inner.contents.store.has_blob(&arrival.digest) {
+    if !store.has_blob(&arrival.digest) {
         return Err(Error::Internal("the archive's manifest was swept".into()));
     }
     let kinds = detect::layer_kinds(&arrival.manifest)?;
     let archives = arrival.manifest.layers.iter().zip(&kinds);
     let archives = archives.filter(|(_, kind)| **kind == LayerKind::Tar).map(|(layer, _)| layer);
-    for (at, (layer, diff_id)) in archives.zip(&arrival.layers).enumerate() {
-        let store = Arc::clone(&inner.contents.store);
-        let claim = inner.contents.claim(&layer.digest).await;
-        if store.has_layer(diff_id) {
-            continue;
-        }
-        let mut bar = report.bar(&layer.digest, layer.size);
-        bar.downloading(layer.size);
-        let (blob, unpacking) = (layer.digest, Unpacking { diff_id: *diff_id, position: at + 1 });
-        blocking(move || {
-            let _claim = claim;
-            unpack_blob(&store, &blob, unpacking)
+    let mut seen = HashSet::new();
+    let missing = archives
+        .zip(&arrival.layers)
+        .enumerate()
+        .filter(|(_, (_, diff_id))| seen.insert(**diff_id) && !store.has_layer(diff_id));
+    let unpacked: Vec<Unpacked> = stream::iter(missing)
+        .map(|(at, (layer, diff_id))| {
+            let want = Unpacking { diff_id: *diff_id, position: at + 1 };
+            let (store, blob) = (Arc::clone(store), layer.digest);
+            report.bar(&layer.digest, layer.size).downloading(layer.size);
+            async move {
+                let unpacked = blocking(move || unpack_blob(&store, &blob, want)).await?;
+                report.say(short(&blob), "Pull complete").await;
+                Ok::<_, Error>(unpacked)
+            }
         })
+        .buffer_unordered(LAYERS_AT_ONCE)
+        .try_collect()
         .await?;
-        report.say(short(&layer.digest), "Pull complete").await;
-    }
-    Ok(())
+    let store = Arc::clone(store);
+    blocking(move || Ok(store.publish(unpacked)?)).await
 }

@@ -156,7 +156,7 @@ impl Pull<'_> {
         let arrival = Arrival {
             digest,
             described,
-            tags: self.reference.tag().map(|_| self.tagged()).into_iter().collect(),
+            tags: self.tag().into_iter().collect(),
             digests: vec![self.reference.with_digest(top)],
             layers: diff_ids.clone(),
             manifest,
@@ -199,10 +199,10 @@ impl Pull<'_> {
         Ok((self.inner.put(arrival, lease, self.report).await?, true))
     }
 
-    /// The reference without a digest: the tag that the image gets.
-    fn tagged(&self) -> Reference {
-        let tag = self.reference.tag().unwrap_or("latest");
-        self.reference.with_tag(tag).unwrap_or_else(|_| self.reference.clone())
+    /// The tag that the image gets; none where a digest was asked for.
+    fn tag(&self) -> Option<Reference> {
+        (self.reference.digest().is_none() && self.reference.tag().is_some())
+            .then(|| self.reference.clone())
     }
 
     fn is_here(&self, layer: &Descriptor, unpacking: Option<Unpacking>) -> bool {
@@ -255,7 +255,10 @@ impl Pull<'_> {
             let (store, digest) = (Arc::clone(store), descriptor.digest);
             return blocking(move || {
                 let _claim = claim;
-                unpacking.map_or(Ok(()), |want| unpack_blob(&store, &digest, want))
+                if let Some(want) = unpacking {
+                    unpack_blob(&store, &digest, want)?.publish()?;
+                }
+                Ok(())
             })
             .await;
         }

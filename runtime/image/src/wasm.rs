@@ -205,9 +205,7 @@ fn decide(interface: &Interface, shown: &str) -> Result<(WasmAbi, String)> {
     };
     let refuse = |why: String| Err(Error::Unsupported(format!("{shown} cannot be run: {why}")));
     if !interface.component {
-        let known = |import: &&String| {
-            import.starts_with("wasi_snapshot_preview1.") || import.starts_with("wasi_unstable.")
-        };
+        let known = |import: &&String| import.starts_with("wasi_snapshot_preview1.");
         let foreign: Vec<&String> = interface.imports.iter().filter(|i| !known(i)).collect();
         if foreign.iter().any(|import| import.starts_with("env.proxy_")) {
             return refuse(format!(
@@ -301,6 +299,10 @@ mod tests {
         assert!(verdict(&format!("(module {start})")).is_ok());
         for (wat, word) in [
             (format!("(module {wasi} (func (export \"_initialize\")))"), "does not export _start"),
+            (
+                format!("(module (import \"wasi_unstable\" \"x\" (func)) {start})"),
+                "wasi_unstable.x",
+            ),
             (format!("(module (import \"wasix_32v1\" \"x\" (func)) {start})"), "wasix_32v1.x"),
             (format!("(module (import \"env\" \"memory\" (memory 1)) {start})"), "env.memory"),
             (format!("(module (import \"env\" \"proxy_log\" (func)) {start})"), "Envoy"),

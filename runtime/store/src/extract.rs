@@ -488,6 +488,13 @@ fn make_opaque(directory: &OwnedFd) -> std::result::Result<(), Errno> {
     fsetxattr(directory, OPAQUE, b"y", XattrFlags::empty())
 }
 
+/// Whether a layer's root hides everything below it.
+pub(crate) fn is_opaque(root: &Path) -> bool {
+    let mut value = [0u8; 4];
+    let read = rustix::fs::lgetxattr(root, OPAQUE, &mut value[..]);
+    matches!(read, Ok(1)) && value[0] == b'y'
+}
+
 /// User attributes cannot be set on everything; other engines leave them out too.
 fn attribute_outcome(key: &[u8], outcome: std::result::Result<(), Errno>) -> Step {
     match outcome {

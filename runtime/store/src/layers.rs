@@ -83,27 +83,11 @@ impl Unpacked {
     ///
     /// # Errors
     /// When the host fails.
-    pub fn publish(mut self) -> Result<LayerInfo> {
-        let Some(directory) = self.directory.take() else { return Ok(self.info) };
-        let target = self.store.root().join("layers").join(self.diff_id.hex());
-        let outcome = publish(&self.store, &directory, &target);
-        if !matches!(outcome, Ok(true)) {
-            remove::tree(&directory)?;
-        }
-        outcome.map(|_| self.info)
-    }
-}
-
-/// False where somebody else was first.
-fn publish(store: &Store, directory: &std::path::Path, target: &std::path::Path) -> Result<bool> {
-    if target.exists() {
-        return Ok(false);
-    }
-    rustix::fs::syncfs(&store.layers).map_err(|e| Error::io("flush", directory)(e.into()))?;
-    match rustix::fs::rename(directory, target) {
-        Ok(()) => crate::flush_directory(&store.layers, target).map(|()| true),
-        Err(rustix::io::Errno::EXIST | rustix::io::Errno::NOTEMPTY) => Ok(false),
-        Err(e) => Err(Error::io("rename", directory)(e.into())),
+    pub fn publish(self) -> Result<LayerInfo> {
+        let info = self.info;
+        let store = Arc::clone(&self.store);
+        store.publish(vec![self])?;
+        Ok(info)
     }
 }
 
@@ -158,6 +142,28 @@ impl Store {
         let path = directory.join("layer.json");
         std::fs::write(&path, description).map_err(Error::io("write", &path))?;
         Ok(unpacked)
+    }
+
+    /// Makes unpacked layers visible and durable: the file system is flushed
+    /// once for all of them. One that is there already stays as it is.
+    ///
+    /// # Errors
+    /// When the host fails.
+    pub fn publish(&self, layers: Vec<Unpacked>) -> Result<()> {
+        let path = self.root().join("layers");
+        if layers.iter().any(|layer| !self.has_layer(&layer.diff_id)) {
+            rustix::fs::syncfs(&self.layers).map_err(|e| Error::io("flush", &path)(e.into()))?;
+        }
+        for mut layer in layers {
+            let Some(directory) = layer.directory.as_deref() else { continue };
+            match rustix::fs::rename(directory, path.join(layer.diff_id.hex())) {
+                Ok(()) => layer.directory = None,
+                // Somebody else was first; ours is removed as it is dropped.
+                Err(rustix::io::Errno::EXIST | rustix::io::Errno::NOTEMPTY) => {}
+                Err(e) => return Err(Error::io("rename", directory)(e.into())),
+            }
+        }
+        crate::flush_directory(&self.layers, &path)
     }
 
     /// `layers/<diff id>/fs`: the layer in overlayfs' terms.

@@ -124,7 +124,6 @@ fn scan(fd: OwnedFd, name: Option<CString>, failure: &mut Option<Errno>) -> Leve
             }
         }
     }
-    drop(listing);
     for file in files {
         match unlinkat(&fd, &file, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}

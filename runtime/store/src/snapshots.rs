@@ -100,7 +100,13 @@ impl Store {
             if !self.has_layer(layer) {
                 return Err(Error::NotFound { what: "layer", digest: *layer });
             }
-            lower.push(self.layer_path(layer));
+            let path = self.layer_path(layer);
+            // overlayfs does not look for it on a root: what lies below is left out.
+            let opaque = crate::extract::is_opaque(&path);
+            lower.push(path);
+            if opaque {
+                break;
+            }
         }
         if lower.is_empty() {
             lower.push(self.root().join("empty"));

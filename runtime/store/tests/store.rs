@@ -677,6 +677,12 @@ fn i18_a_stack_of_layers_is_described_once_each() {
     fixture.assert_clean();
 
     assert_eq!(fixture.store.view(&[]).unwrap().lower.len(), 1);
+    // A layer whose root is opaque hides all below it.
+    let opaque = EvilTar::new().file(".wh..wh..opq", b"").file("only", b"x").finish();
+    fixture.layer(&opaque);
+    let stack = [layers[0], digest(&opaque), layers[1]];
+    let lower = fixture.store.view(&stack).unwrap().lower;
+    assert_eq!(lower, [1, 0].map(|at| fixture.store.layer_path(&[digest(&opaque), layers[1]][at])));
     let nobody = digest(b"nobody");
     assert!(matches!(fixture.store.view(&[nobody]), Err(Error::NotFound { .. })));
 }
