@@ -28,6 +28,9 @@ use crate::{
     view::{Created, Status},
 };
 
+/// Status of a row whose container is not complete yet; never seen outside.
+pub(crate) const CREATING: &str = "creating";
+
 /// Labels and environment of hostile images stay bounded (RELIABILITY I21, X09).
 const MAX_ARGV: usize = 2 << 20;
 
@@ -72,16 +75,11 @@ impl Engine {
             workload: image.workload().clone(),
             spec,
             resolved: serde_json::Value::Null,
-            state: ContainerState {
-                status: Status::Created.as_str().into(),
-                ..ContainerState::default()
-            },
+            state: ContainerState { status: CREATING.into(), ..ContainerState::default() },
         };
         let mut resolved = Resolved { argv, layers: image.layers().to_vec(), mounts: Vec::new() };
         row.resolved = to_json(&resolved)?;
         self.claim(&mut row, name.is_some())?;
-        failpoint::hit("create.row")?;
-
         match self.furnish(&id, &row.spec, &image, &mut resolved).await {
             Ok(()) => {}
             Err(error) => {
@@ -90,16 +88,15 @@ impl Engine {
             }
         }
         row.resolved = to_json(&resolved)?;
-        if !resolved.mounts.is_empty()
-            && let Err(error) = self.0.db.set_container_resolved(&id, &row.resolved)
-        {
+        row.state.status = Status::Created.as_str().into();
+        let finished = self.0.db.finish_container(&id, &row.resolved).map_err(Error::from);
+        if let Err(error) = finished.and_then(|()| failpoint::hit("create.done")) {
             self.undo_create(&id);
-            return Err(error.into());
+            return Err(error);
         }
         let container = Arc::new(Container::new(row));
         self.0.containers.write().unwrap_or_else(PoisonError::into_inner).insert(&container);
         self.tell(&container, "create", &[]);
-        failpoint::hit("create.done")?;
         Ok(Created { id, warnings })
     }
 
@@ -123,6 +120,7 @@ impl Engine {
         image: &Image,
         resolved: &mut Resolved,
     ) -> Result<()> {
+        failpoint::hit("create.row")?;
         for mount in wanted_mounts(spec, &image.config) {
             resolved.mounts.push(self.store_mount(id, &mount).await?);
         }
@@ -137,7 +135,7 @@ impl Engine {
         self.copy_up(&resolved.mounts, &snapshot.lower).await
     }
 
-    fn undo_create(&self, id: &ContainerId) {
+    pub(crate) fn undo_create(&self, id: &ContainerId) {
         if let Err(error) = self.0.store.remove_snapshot(id) {
             tracing::warn!(%error, container = id.short(), "undo create");
         }

@@ -32,10 +32,14 @@ use crate::{
     detach::{self, Detachable},
     engine::Engine,
     failpoint, names, oci,
+    shims::Shim,
     start::exit_code_of,
     task::{Streams, TaskError},
     view::{Attached, Duplex, ExecSpec, ExecStart, ExecView, Status},
 };
+
+/// Execs of one container that are known, unless more run at once.
+const REMEMBERED: usize = 64;
 
 /// One exec.
 #[derive(Debug)]
@@ -152,8 +156,21 @@ impl Engine {
             now: Mutex::default(),
             ended: watch::Sender::new(false),
         });
-        container.facts().execs.push(id.clone());
-        self.execs().insert(id.clone(), exec);
+        {
+            let mut facts = container.facts();
+            let mut execs = self.execs();
+            if facts.execs.len() >= REMEMBERED {
+                // A probe a second must not fill memory: the oldest that ended is forgotten.
+                let over =
+                    |id: &ExecId| execs.get(id).is_none_or(|exec| exec.now().exit_code.is_some());
+                if let Some(at) = facts.execs.iter().position(over) {
+                    let oldest = facts.execs.remove(at);
+                    execs.remove(&oldest);
+                }
+            }
+            facts.execs.push(id.clone());
+            execs.insert(id.clone(), exec);
+        }
         self.tell(&container, &format!("exec_create: {command}"), &[("execID", id.to_string())]);
         Ok(id)
     }
@@ -215,32 +232,14 @@ impl Engine {
         };
         let process = self.exec_process(exec, options)?;
         shim.task.exec(id, exec.task_id(), &streams, &process).await.map_err(failed)?;
-        failpoint::hit("exec.added")?;
-        let bundle = self.bundle(&container.id);
-        let request = AttachRequest {
-            exec: exec.task_id().to_owned(),
-            stdin: exec.spec.stdin && !options.detach,
-            stdout: exec.spec.stdout && !options.detach,
-            stderr: exec.spec.stderr && !options.detach,
-            stdin_once: true,
-        };
-        // Connected before it runs: not one byte is missed.
-        let stream = if options.detach {
-            None
-        } else {
-            match attach::dial(&bundle, &request).await {
-                Ok(stream) => Some(stream),
-                Err(error) => {
-                    let _ = shim.task.delete(id, exec.task_id()).await;
-                    return Err(error);
-                }
-            }
-        };
-        let pid = match shim.task.start(id, exec.task_id()).await {
-            Ok(pid) => pid,
+        let (stream, pid) = match self.exec_run(exec, &shim, options).await {
+            Ok(running) => running,
             Err(error) => {
+                let _ = shim.task.kill(id, exec.task_id(), 9, false).await;
                 let _ = shim.task.delete(id, exec.task_id()).await;
-                return Err(failed(error));
+                let mut now = exec.now();
+                now.exit_code = Some(exit_code_of(error.message()));
+                return Err(error);
             }
         };
         {
@@ -248,7 +247,6 @@ impl Engine {
             now.running = true;
             now.pid = pid;
         }
-        failpoint::hit("exec.started")?;
         let command = exec.spec.cmd.join(" ");
         self.tell(container, &format!("exec_start: {command}"), &[("execID", exec.id.to_string())]);
         let engine = self.clone();
@@ -271,6 +269,33 @@ impl Engine {
             Box::new(stream)
         };
         Ok(Some(Attached { stream, tty: exec.spec.tty }))
+    }
+
+    /// Connects its streams, then starts it; whoever calls undoes a failure.
+    async fn exec_run(
+        &self,
+        exec: &Exec,
+        shim: &Shim,
+        options: ExecStart,
+    ) -> Result<(Option<UnixStream>, u32)> {
+        failpoint::hit("exec.added")?;
+        let id = exec.container.id.as_str();
+        let request = AttachRequest {
+            exec: exec.task_id().to_owned(),
+            stdin: exec.spec.stdin,
+            stdout: exec.spec.stdout,
+            stderr: exec.spec.stderr,
+            stdin_once: true,
+        };
+        // Connected before it runs: not one byte is missed.
+        let stream = if options.detach {
+            None
+        } else {
+            Some(attach::dial(&self.bundle(&exec.container.id), &request).await?)
+        };
+        let pid = shim.task.start(id, exec.task_id()).await.map_err(|error| exec_error(&error))?;
+        failpoint::hit("exec.started")?;
+        Ok((stream, pid))
     }
 
     /// The process as the specification has it.

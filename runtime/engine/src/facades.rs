@@ -592,15 +592,28 @@ impl Engine {
             self.0.volumes.attach(volume.name.as_str(), id).map_err(Error::from_room)?;
             return Ok(volume.name.to_string());
         }
-        let volume = self
-            .create_volume(CreateVolume {
-                name: name.map(str::to_owned),
-                driver: String::new(),
-                options: options.clone(),
-                labels: labels.clone(),
-            })
-            .await?;
-        self.0.volumes.attach(volume.name.as_str(), id).map_err(Error::from_room)?;
+        failpoint::hit("volume-create.begin")?;
+        let request = CreateVolume {
+            name: name.map(str::to_owned),
+            driver: String::new(),
+            options: options.clone(),
+            labels: labels.clone(),
+        };
+        let engine = self.clone();
+        let volume =
+            blocking(move || engine.0.volumes.create(&request)).await?.map_err(Error::from_room)?;
+        let used = failpoint::hit("volume-create.done").and_then(|()| {
+            self.0.volumes.attach(volume.name.as_str(), id).map_err(Error::from_room)
+        });
+        if let Err(error) = used {
+            if volume.anonymous
+                && let Err(error) = self.0.volumes.remove(volume.name.as_str(), true)
+            {
+                tracing::warn!(%error, "undo volume");
+            }
+            return Err(error);
+        }
+        self.tell_volume(volume.name.as_str(), "create");
         Ok(volume.name.to_string())
     }
 

@@ -35,6 +35,7 @@ use knarr_volume::Volumes;
 use crate::{
     Error, Result, cgroup,
     container::Container,
+    create::CREATING,
     engine::{Containers, Engine, EngineConfig, Inner, make_directory, now},
     events::Events,
     facades::Pulls,
@@ -124,6 +125,13 @@ impl Engine {
             // Quarantined: neither shown nor swept, so that it can be looked at.
             tracing::error!(container = id, %error, "unreadable container");
         }
+        let (unfinished, rows): (Vec<_>, Vec<_>) =
+            rows.into_iter().partition(|row| row.state.status == CREATING);
+        for row in &unfinished {
+            // Nobody was told of it: it never was.
+            self.undo_create(&row.id);
+            self.forget_volumes_since(&row.created);
+        }
         {
             let mut known = Containers::default();
             for row in rows {
@@ -162,6 +170,27 @@ impl Engine {
         self.sweep(&bad).await;
         self.resume_policies(containers);
         Ok(())
+    }
+
+    /// Removes anonymous volumes that an unfinished `create` made and did not
+    /// come to use: empty, nobody's, and younger than its row.
+    fn forget_volumes_since(&self, created: &str) {
+        let since: Option<jiff::Timestamp> = created.parse().ok();
+        for volume in self.0.volumes.list().unwrap_or_default() {
+            let name = volume.name.as_str();
+            let young = volume.created.parse().ok() >= since && since.is_some();
+            let nobodys = self.0.volumes.users(name).is_ok_and(|users| users.is_empty());
+            let empty = std::fs::read_dir(&volume.mountpoint)
+                .is_ok_and(|mut entries| entries.next().is_none());
+            if volume.anonymous
+                && young
+                && nobodys
+                && empty
+                && let Err(error) = self.0.volumes.remove(name, true)
+            {
+                tracing::warn!(%error, volume = name, "undo create");
+            }
+        }
     }
 
     /// Makes one container's row and the world agree.

@@ -52,12 +52,6 @@ impl Shim {
             .map_err(|error| Error::internal(format!("shim at {}: {error}", socket.display())))?;
         Ok(Self { task, socket: socket.to_owned(), pid, _lifeline: None })
     }
-
-    /// A shim that is no process.
-    #[cfg(test)]
-    pub(crate) fn fake(task: Arc<dyn Task>) -> Self {
-        Self { task, socket: PathBuf::new(), pid: 0, _lifeline: None }
-    }
 }
 
 /// Where shims come from.
@@ -68,8 +62,6 @@ pub(crate) struct Shims {
     log: Option<PathBuf>,
     size: usize,
     idle: Mutex<VecDeque<Shim>>,
-    #[cfg(test)]
-    fakes: Mutex<VecDeque<Shim>>,
 }
 
 impl Shims {
@@ -79,15 +71,7 @@ impl Shims {
         log: Option<PathBuf>,
         size: usize,
     ) -> Self {
-        Self {
-            program,
-            sockets,
-            log,
-            size,
-            idle: Mutex::default(),
-            #[cfg(test)]
-            fakes: Mutex::default(),
-        }
+        Self { program, sockets, log, size, idle: Mutex::default() }
     }
 
     /// A shim without a task: a warm one, else a new one.
@@ -128,10 +112,6 @@ impl Shims {
 
     /// Starts a shim and waits until it listens.
     async fn spawn(&self) -> Result<Shim> {
-        #[cfg(test)]
-        if let Some(fake) = self.fakes.lock().unwrap_or_else(PoisonError::into_inner).pop_front() {
-            return Ok(fake);
-        }
         let id =
             names::random::<5>().iter().fold(String::new(), |id, byte| format!("{id}{byte:02x}"));
         let socket = self.sockets.join(format!("{id}.sock"));
@@ -189,10 +169,5 @@ impl Shims {
             .await
             .map_err(|error| Error::internal(format!("shim at {}: {error}", socket.display())))?;
         Ok(Shim { task, socket, pid, _lifeline: lifeline })
-    }
-
-    #[cfg(test)]
-    pub(crate) fn add_fake(&self, shim: Shim) {
-        self.fakes.lock().unwrap_or_else(PoisonError::into_inner).push_back(shim);
     }
 }

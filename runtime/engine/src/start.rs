@@ -110,6 +110,10 @@ impl Engine {
                 if let Err(error) = self.save(container) {
                     tracing::warn!(%error, container = container.id.short(), "record failed start");
                 }
+                if container.is_running_now() {
+                    // It came as far as running before the last step failed.
+                    container.tell_exit(outcome(137, error.message()));
+                }
                 Err(error)
             }
         }

@@ -1,7 +1,7 @@
 //! The shim's side of the conversation: containerd's Task API, seen by its client.
 //!
 //! [`Task`] is what the engine needs of it; [`Ttrpc`] speaks it over the shim's
-//! socket. A test puts a fake in its place.
+//! socket.
 
 use std::{path::Path, sync::Arc, time::Duration};
 

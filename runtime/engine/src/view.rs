@@ -115,7 +115,8 @@ pub struct ContainerView {
     pub endpoints: BTreeMap<String, EndpointView>,
     /// Host ports in force while it runs, in the order of container ports.
     pub ports: Vec<PublishedPort>,
-    /// Directory of the writable layer (`upperdir`); none for a Wasm container.
+    /// Directory of the writable layer (`upperdir`); a Wasm container has it for
+    /// mount points only.
     pub upper: Option<PathBuf>,
     /// Directories of the image's layers, the uppermost first.
     pub lower: Vec<PathBuf>,
