@@ -22,7 +22,7 @@ const CALLS: &str = "
 const FURTHER: &str = "
     clock_getres clock_gettime clone fadvise64 fallocate fdatasync fsync
     ftruncate getpeername linkat mkdirat preadv pwritev readlinkat readv recvmsg
-    renameat sendmsg symlinkat tgkill unlinkat utimensat";
+    renameat sendmmsg sendmsg symlinkat tgkill unlinkat utimensat";
 
 #[test]
 fn w27_the_filter_allows_what_the_host_needs() {

@@ -62,7 +62,8 @@ fn w04_endless_recursion_is_a_trap() {
 #[test]
 fn w01_a_tight_loop_ends_by_signal() {
     for (name, code) in [("TERM", 143), ("INT", 130), ("HUP", 129), ("QUIT", 131), ("USR1", 138)] {
-        let mut child = command("(call $ready) (loop br 0)").spawn("run");
+        let case = command("(call $ready) (loop br 0)");
+        let mut child = case.spawn("run");
         wait_for(child.stdout.as_mut().unwrap(), "ready");
         signal(&child, name);
         assert_eq!(end(child).code, code, "{name}");
@@ -99,7 +100,8 @@ fn w24_a_blocked_host_call_ends_by_signal() {
     let body = "(call $ready)
         (i32.store (i32.const 0) (i32.const 64)) (i32.store (i32.const 4) (i32.const 8))
         (drop (call $read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 8)))";
-    let mut child = command(body).spawn("run");
+    let case = command(body);
+    let mut child = case.spawn("run");
     let stdin = child.stdin.take();
     wait_for(child.stdout.as_mut().unwrap(), "ready");
     signal(&child, "TERM");
@@ -111,7 +113,8 @@ fn w24_a_blocked_host_call_ends_by_signal() {
         (i32.store (i32.const 80) (i32.const 1)) (i64.store (i32.const 88) (i64.const -1))
         (drop (call $poll (i32.const 64) (i32.const 256) (i32.const 1) (i32.const 8)))
         (call $exit (i32.const 9))";
-    let mut child = command(body).spawn("run");
+    let case = command(body);
+    let mut child = case.spawn("run");
     wait_for(child.stdout.as_mut().unwrap(), "ready");
     signal(&child, "TERM");
     assert_eq!(end(child).code, 143);
