@@ -107,16 +107,6 @@ fn remove_tree(directory: &Path) -> io::Result<()> {
     }
 }
 
-/// The names of cgroups directly below `parent` in any hierarchy.
-pub(crate) fn children(parent: &str) -> BTreeSet<String> {
-    directories(parent)
-        .iter()
-        .flat_map(|directory| fs::read_dir(directory).into_iter().flatten().flatten())
-        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

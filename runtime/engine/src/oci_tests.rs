@@ -33,6 +33,7 @@ impl Default for Case {
                 thermal: vec!["/sys/devices/system/cpu/cpu0/thermal_throttle".into()],
                 swap_limit: true,
                 last_capability: 40,
+                lacking: 0,
             },
         }
     }
@@ -212,13 +213,13 @@ fn limits_are_said_in_the_kernels_units() {
 
 #[test]
 fn shared_namespaces_are_named_and_the_hosts_left_out() {
-    let mut case = Case::default();
-    case.places = Places {
+    let places = Places {
         network: Place::Host,
         pid: Place::Of("/proc/1/ns/pid".into()),
         ipc: Place::Host,
         uts: Place::Host,
     };
+    let mut case = Case { places, ..Case::default() };
     case.spec.network_mode = NetworkMode::Host;
     let document = case.made();
     let all = namespaces_of(&document);
@@ -251,8 +252,7 @@ fn s02_sysctls_of_the_host_are_refused() {
 
 #[test]
 fn users_mounts_come_last_and_replace_our_own() {
-    let mut case = Case::default();
-    case.mounts = vec![
+    let mounts = vec![
         ResolvedMount {
             target: "/data".into(),
             read_only: true,
@@ -277,7 +277,7 @@ fn users_mounts_come_last_and_replace_our_own() {
             },
         },
     ];
-    let document = case.made();
+    let document = Case { mounts, ..Case::default() }.made();
     let all = document["mounts"].as_array().expect("mounts");
     let data = mount(&document, "/data").expect("data");
     assert_eq!(words(&data["options"]), ["rbind", "ro", "rshared"]);

@@ -270,18 +270,15 @@ impl Engine {
 
     /// The shim that a bundle names, if it answers.
     async fn find_shim(&self, bundle: &Path, record: Option<&InitRecord>) -> Option<Shim> {
-        let (socket, pid) = match record {
-            Some(record) => (record.socket.clone(), record.shim_pid),
-            None => {
-                let note = std::fs::read_to_string(bundle.join(SHIM_NOTE)).ok()?;
-                (PathBuf::from(note), 0)
-            }
+        let socket = match record {
+            Some(record) => record.socket.clone(),
+            None => PathBuf::from(std::fs::read_to_string(bundle.join(SHIM_NOTE)).ok()?),
         };
         // Only sockets of this engine: a bundle's file is no authority on others.
         if socket.parent() != Some(&self.0.config.exec_root.join("shims")) {
             return None;
         }
-        tokio::time::timeout(DIAL, Shim::find(&socket, pid)).await.ok()?.ok()
+        tokio::time::timeout(DIAL, Shim::find(&socket)).await.ok()?.ok()
     }
 
     /// Removes what no row names.

@@ -38,19 +38,17 @@ const READY: Duration = Duration::from_secs(20);
 pub(crate) struct Shim {
     pub(crate) task: Arc<dyn Task>,
     pub(crate) socket: PathBuf,
-    /// 0 where it was not started by this process.
-    pub(crate) pid: u32,
     /// Held until a task is created.
     _lifeline: Option<ChildStdin>,
 }
 
 impl Shim {
     /// Finds a shim again that an earlier engine started.
-    pub(crate) async fn find(socket: &Path, pid: u32) -> Result<Self> {
+    pub(crate) async fn find(socket: &Path) -> Result<Self> {
         let task = Ttrpc::connect(socket)
             .await
             .map_err(|error| Error::internal(format!("shim at {}: {error}", socket.display())))?;
-        Ok(Self { task, socket: socket.to_owned(), pid, _lifeline: None })
+        Ok(Self { task, socket: socket.to_owned(), _lifeline: None })
     }
 }
 
@@ -136,7 +134,6 @@ impl Shims {
             .stderr(stderr)
             .spawn()
             .map_err(|error| failed("start", error))?;
-        let pid = child.id().unwrap_or_default();
         let lifeline = child.stdin.take();
         let mut stdout = child.stdout.take();
         // Somebody has to reap it, whenever it ends.
@@ -168,6 +165,6 @@ impl Shims {
         let task = Ttrpc::connect(&socket)
             .await
             .map_err(|error| Error::internal(format!("shim at {}: {error}", socket.display())))?;
-        Ok(Shim { task, socket, pid, _lifeline: lifeline })
+        Ok(Shim { task, socket, _lifeline: lifeline })
     }
 }
