@@ -68,7 +68,7 @@ const MAX_REQUESTS: u32 = 128;
 const QUEUE: Duration = Duration::from_secs(10);
 /// How long a client may take for a request's head, or idle before it.
 const HEAD: Duration = Duration::from_secs(30);
-/// The largest head.
+/// The largest head, give or take one read of the same size.
 const MAX_HEAD: usize = 64 << 10;
 /// How long a guest may take until its answer begins.
 const ANSWER: Duration = Duration::from_secs(60);

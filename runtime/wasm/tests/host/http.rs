@@ -156,8 +156,8 @@ fn w14_malformed_requests_do_not_reach_the_guest() {
     let service = Service::start(&prebuilt("web"), |case| case);
     for (request, status) in [
         ("NONSENSE\r\n\r\n".to_owned(), "400"),
-        ("GET / HTTP/1.1\r\n\r\n".to_owned(), "400"),
-        (format!("GET / HTTP/1.1\r\nhost: x\r\nlarge: {}\r\n\r\n", "x".repeat(100_000)), "431"),
+        ("GET / HTTP/1.1\r\nconnection: close\r\n\r\n".to_owned(), "400"),
+        (format!("GET / HTTP/1.1\r\nhost: x\r\nlarge: {}\r\n\r\n", "x".repeat(300_000)), "431"),
         (
             "POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\ncontent-length: 4\r\n\r\nabc"
                 .into(),
