@@ -94,9 +94,15 @@ pub(crate) struct Facts {
     pub(crate) since: Option<Instant>,
     /// Incremented by whatever makes a planned restart void.
     pub(crate) plan: u64,
+    /// The removal that began takes the anonymous volumes along, also if it is
+    /// finished by the next engine.
+    pub(crate) with_volumes: bool,
     /// A restart is under way: this exit is no reason to remove it or to start it again.
     pub(crate) staying: bool,
 }
+
+/// The row's word for a removal with `-v`.
+const REMOVING_VOLUMES: &str = "removing-volumes";
 
 /// First delay of a restart by policy.
 pub(crate) const FIRST_BACKOFF: Duration = Duration::from_millis(100);
@@ -161,6 +167,7 @@ impl Container {
                 backoff: FIRST_BACKOFF,
                 since: None,
                 plan: 0,
+                with_volumes: row.state.status == REMOVING_VOLUMES,
                 staying: false,
             }),
             life: watch::Sender::new(life),
@@ -197,8 +204,12 @@ impl Container {
     /// The row's part of what is known.
     pub(crate) fn row_state(&self) -> ContainerState {
         let facts = self.facts();
+        let status = match facts.state.status {
+            Status::Removing if facts.with_volumes => REMOVING_VOLUMES,
+            other => other.as_str(),
+        };
         ContainerState {
-            status: facts.state.status.as_str().to_owned(),
+            status: status.to_owned(),
             pid: facts.state.pid,
             exit_code: facts.state.exit_code,
             oom_killed: facts.state.oom_killed,
@@ -285,7 +296,7 @@ fn status(word: &str) -> Status {
         "running" => Status::Running,
         "paused" => Status::Paused,
         "restarting" => Status::Restarting,
-        "removing" => Status::Removing,
+        "removing" | REMOVING_VOLUMES => Status::Removing,
         "exited" => Status::Exited,
         "dead" => Status::Dead,
         _ => Status::Created,

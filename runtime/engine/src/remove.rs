@@ -82,12 +82,14 @@ impl Engine {
         container: &Arc<Container>,
         volumes: bool,
     ) -> Result<()> {
-        {
+        let volumes = {
             let mut facts = container.facts();
             facts.plan += 1;
             facts.state.status = Status::Removing;
+            facts.with_volumes |= volumes;
             facts.pending.clear();
-        }
+            facts.with_volumes
+        };
         self.save(container)?;
         failpoint::hit("remove.row")?;
         self.forget_execs(container, false);

@@ -23,7 +23,7 @@ CREATE TABLE containers (
     workload         TEXT NOT NULL,             -- JSON, knarr_model::Workload
     spec             TEXT NOT NULL,             -- JSON, knarr_model::ContainerSpec, merged with the image
     resolved         TEXT NOT NULL,             -- JSON of the engine: argv, layers, mounts
-    status           TEXT NOT NULL,             -- creating, created, running, paused, restarting, removing, exited, dead
+    status           TEXT NOT NULL,             -- creating, created, running, paused, restarting, removing, removing-volumes, exited, dead
     pid              INTEGER NOT NULL DEFAULT 0,
     exit_code        INTEGER NOT NULL DEFAULT 0,
     oom_killed       INTEGER NOT NULL DEFAULT 0,
