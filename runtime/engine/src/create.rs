@@ -164,6 +164,7 @@ impl Engine {
                 )));
             }
         }
+        check_groups(spec)?;
         check_resources(&spec.resources, self.0.host.swap_limit, warnings)?;
         if let Some(parent) = &spec.cgroup_parent
             && parent.split('/').any(|part| part == ".." || part.bytes().any(|c| c < b' '))
@@ -406,6 +407,16 @@ fn platform_warning(spec: &ContainerSpec, workload: &Workload) -> Option<String>
             "The requested image's platform ({platform}) does not match the detected host platform ({host}) and {asked}"
         ),
     })
+}
+
+/// Supplementary groups are numbers so far: a name is refused, not left out.
+fn check_groups(spec: &ContainerSpec) -> Result<()> {
+    match spec.group_add.iter().find(|group| group.parse::<u32>().is_err()) {
+        None => Ok(()),
+        Some(name) => Err(Error::not_supported(format!(
+            "unable to add group {name}: names are not supported\n\nhint: give its number in the image's /etc/group"
+        ))),
+    }
 }
 
 /// Docker's limits (moby `daemon/daemon_unix.go` `verifyPlatformContainerResources`).

@@ -156,3 +156,17 @@ fn a_foreign_platform_is_warned_of() {
     let own = Workload::Native { platform: Platform::host() };
     assert_eq!(platform_warning(&ContainerSpec::default(), &own), None);
 }
+
+#[test]
+fn supplementary_groups_by_name_are_refused_rather_than_left_out() {
+    let with = |group: &str| {
+        check_groups(&ContainerSpec {
+            group_add: vec![group.to_owned()],
+            ..ContainerSpec::default()
+        })
+    };
+    assert!(with("20").is_ok());
+    for bad in ["audio", "-1", "4294967296"] {
+        assert!(with(bad).unwrap_err().message().contains(bad), "{bad}");
+    }
+}
