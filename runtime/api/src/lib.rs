@@ -183,7 +183,7 @@ fn network_and_volume_routes() -> Router<Api> {
 fn refused_routes() -> Router<Api> {
     Router::new()
         .route("/build", post(gate::no_build))
-        .route("/build/prune", post(gate::no_build))
+        .route("/build/prune", post(system::prune_builds))
         .route("/commit", post(gate::no_commit))
         .route("/session", post(gate::no_build))
         .route("/containers/{id}/changes", get(gate::no_diff))

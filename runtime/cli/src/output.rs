@@ -104,9 +104,14 @@ pub fn align_wide(lines: &[String], least: usize) -> String {
     out
 }
 
-/// Powers of 1000 with three digits: `1.24MB` (docker/go-units `HumanSize`).
+/// Powers of 1000 with three digits: `1.24MB` (docker/go-units `HumanSizeWithPrecision`).
 pub fn size(bytes: i64) -> String {
     scaled(bytes as f64, 1000.0, &["B", "kB", "MB", "GB", "TB", "PB"], 3)
+}
+
+/// The same with four digits: `1.982MB` (docker/go-units `HumanSize`), for totals.
+pub fn whole_size(bytes: i64) -> String {
+    scaled(bytes as f64, 1000.0, &["B", "kB", "MB", "GB", "TB", "PB"], 4)
 }
 
 /// Powers of 1024: `15.6MiB` (docker/go-units `BytesSize`).
@@ -165,12 +170,33 @@ pub fn time(seconds: i64) -> String {
 /// An error and its causes, but for those that the one before names already.
 pub fn chain(error: &anyhow::Error) -> String {
     let mut words: Vec<String> = Vec::new();
-    for cause in error.chain().map(ToString::to_string) {
+    for cause in error.chain() {
+        let mut cause = cause.to_string();
+        // The system's own words, as Go has them.
+        if let Some(plain) = cause.find(" (os error").map(|at| cause[..at].to_owned()) {
+            cause = plain
+                .chars()
+                .take(1)
+                .flat_map(char::to_lowercase)
+                .chain(plain.chars().skip(1))
+                .collect();
+        }
         if words.last().is_none_or(|before| !before.contains(&cause)) {
             words.push(cause);
         }
     }
     words.join(": ")
+}
+
+/// An RFC 3339 time as Go prints it: `2026-01-01 00:00:00.5 +0000 UTC`.
+pub fn go_time(text: &str) -> String {
+    match text.parse::<jiff::Timestamp>() {
+        Ok(time) => time
+            .to_zoned(jiff::tz::TimeZone::UTC)
+            .strftime("%Y-%m-%d %H:%M:%S%.f %z %Z")
+            .to_string(),
+        Err(_) => text.to_owned(),
+    }
 }
 
 /// The first twelve digits of an id, without its algorithm.

@@ -112,6 +112,7 @@ mod tests {
             "Name": "/web", "Count": 3, "Big": 1234567890123_i64, "On": true, "Nil": null,
             "State": {"Status": "running", "Error": ""},
             "Names": ["a", "b"], "Map": {"x": 1, "y": "z"}, "Empty": [],
+            "Labels": "kind=boat,size=big",
             "IPAM": {"Config": [{"Subnet": "10.0.0.0/8"}]},
         });
         let got = Template::parse(template).and_then(|t| t.render(&data));
@@ -158,6 +159,7 @@ mod tests {
             "/w| x  |b",
         );
         check("{{println .Count}}", "3\n");
+        check("{{.Label \"kind\"}}|{{.Label \"none\"}}", "boat|");
     }
 
     #[test]

@@ -329,11 +329,8 @@ fn tail_of(file: &mut File, missing: &mut usize) -> std::io::Result<u64> {
     Ok(0)
 }
 
+#[expect(deprecated, reason = "the successors are unsafe; an OwnedFd cannot be closed behind us")]
 /// Watches the directory: the file grows, or is renamed and made anew.
-#[expect(
-    deprecated,
-    reason = "its successor is unsafe, which this room forbids; an OwnedFd keeps its descriptor for as long as it is registered"
-)]
 fn watch(path: &Path) -> Result<AsyncFd<OwnedFd>> {
     let failed = |error: std::io::Error| Error::io("follow the log", error);
     let directory = path.parent().unwrap_or(Path::new("/"));

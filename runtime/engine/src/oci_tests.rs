@@ -1,5 +1,10 @@
 //! The specification against Docker's defaults, written out.
 
+#![expect(
+    clippy::field_reassign_with_default,
+    reason = "a case reads as what differs from the default"
+)]
+
 use std::{collections::BTreeMap, path::Path};
 
 use knarr_model::{
@@ -213,13 +218,13 @@ fn limits_are_said_in_the_kernels_units() {
 
 #[test]
 fn shared_namespaces_are_named_and_the_hosts_left_out() {
-    let places = Places {
+    let mut case = Case::default();
+    case.places = Places {
         network: Place::Host,
         pid: Place::Of("/proc/1/ns/pid".into()),
         ipc: Place::Host,
         uts: Place::Host,
     };
-    let mut case = Case { places, ..Case::default() };
     case.spec.network_mode = NetworkMode::Host;
     let document = case.made();
     let all = namespaces_of(&document);
@@ -252,7 +257,8 @@ fn s02_sysctls_of_the_host_are_refused() {
 
 #[test]
 fn users_mounts_come_last_and_replace_our_own() {
-    let mounts = vec![
+    let mut case = Case::default();
+    case.mounts = vec![
         ResolvedMount {
             target: "/data".into(),
             read_only: true,
@@ -277,7 +283,7 @@ fn users_mounts_come_last_and_replace_our_own() {
             },
         },
     ];
-    let document = Case { mounts, ..Case::default() }.made();
+    let document = case.made();
     let all = document["mounts"].as_array().expect("mounts");
     let data = mount(&document, "/data").expect("data");
     assert_eq!(words(&data["options"]), ["rbind", "ro", "rshared"]);

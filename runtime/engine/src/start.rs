@@ -81,10 +81,11 @@ impl Engine {
             facts.manually_stopped = false;
         }
         let outcome = self.launch(container).await;
-        if outcome.is_err() && container.spec().auto_remove {
-            if let Err(error) = self.remove_locked(container, true).await {
-                tracing::warn!(%error, container = container.id.short(), "auto-remove");
-            }
+        if outcome.is_err()
+            && container.spec().auto_remove
+            && let Err(error) = self.remove_locked(container, true).await
+        {
+            tracing::warn!(%error, container = container.id.short(), "auto-remove");
         }
         outcome
     }

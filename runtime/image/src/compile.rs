@@ -50,6 +50,7 @@ pub(crate) struct Compiler {
     /// `<data root>/wasm`.
     cache: PathBuf,
     /// The fingerprint, and the program's inode and time that it belongs to.
+    #[expect(clippy::type_complexity, reason = "the tuple is compared and nothing else")]
     fingerprint: Mutex<Option<((u64, i64, i64), String)>>,
     /// One at a time: the compiler uses every core itself.
     turn: Semaphore,

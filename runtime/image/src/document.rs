@@ -78,6 +78,7 @@ impl DescribedPlatform {
 
 /// What a document turned out to be.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "one at a time, and moved once")]
 pub(crate) enum Document {
     Index(Vec<Descriptor>),
     Manifest(Manifest),
@@ -316,7 +317,7 @@ mod tests {
                 format!(r#"{{"schemaVersion":2,"manifests":[],"config":{d},"layers":[]}}"#),
                 OCI_MANIFEST,
             ),
-            (format!(r#"{{"schemaVersion":2,"manifests":[],"layers":[]}}"#), ""),
+            (r#"{"schemaVersion":2,"manifests":[],"layers":[]}"#.to_owned(), ""),
             // Content-Type against mediaType.
             (manifest(&typed(OCI_MANIFEST)), OCI_INDEX),
             (manifest(&typed(OCI_MANIFEST)), DOCKER_MANIFEST),

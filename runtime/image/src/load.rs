@@ -120,7 +120,7 @@ async fn send(mut archive: impl AsyncRead + Send + Unpin, feed: mpsc::Sender<Pie
     loop {
         let mut piece = Vec::with_capacity(128 * 1024);
         let read = archive.read_buf(&mut piece).await;
-        let read = read.map_err(|e| knarr_store::Error::Source(e))?;
+        let read = read.map_err(knarr_store::Error::Source)?;
         let (piece, last) =
             if read == 0 { (Piece::End, true) } else { (Piece::Data(Bytes::from(piece)), false) };
         if feed.send(piece).await.is_err() || last {
@@ -487,11 +487,11 @@ async fn unpack(
     let archives = arrival.manifest.layers.iter().zip(&kinds);
     let archives = archives.filter(|(_, kind)| **kind == LayerKind::Tar).map(|(layer, _)| layer);
     let mut seen = HashSet::new();
-    let missing = archives
+    // Collected first: a lazy map over borrowed items is not `Send` for the compiler.
+    let missing: Vec<_> = archives
         .zip(&arrival.layers)
         .enumerate()
-        .filter(|(_, (_, diff_id))| seen.insert(**diff_id) && !store.has_layer(diff_id));
-    let unpacked: Vec<Unpacked> = stream::iter(missing)
+        .filter(|(_, (_, diff_id))| seen.insert(**diff_id) && !store.has_layer(diff_id))
         .map(|(at, (layer, diff_id))| {
             let want = Unpacking { diff_id: *diff_id, position: at + 1 };
             let (store, blob) = (Arc::clone(store), layer.digest);
@@ -502,9 +502,9 @@ async fn unpack(
                 Ok::<_, Error>(unpacked)
             }
         })
-        .buffer_unordered(LAYERS_AT_ONCE)
-        .try_collect()
-        .await?;
+        .collect();
+    let unpacked: Vec<Unpacked> =
+        stream::iter(missing).buffer_unordered(LAYERS_AT_ONCE).try_collect().await?;
     let store = Arc::clone(store);
     blocking(move || Ok(store.publish(unpacked)?)).await
 }

@@ -604,7 +604,7 @@ async fn docker_archives_and_layouts_load() {
 async fn i17_hostile_archives_are_refused() {
     let fixture = Fixture::new();
     let layer = EvilTar::new().file("f", b"x").finish();
-    let configuration = config(&[layer.clone()], "linux", "amd64", json!({}));
+    let configuration = config(std::slice::from_ref(&layer), "linux", "amd64", json!({}));
     let with = |manifest: serde_json::Value| {
         EvilTar::new()
             .file("layer.tar", &layer)

@@ -45,7 +45,7 @@ impl FromStr for Platform {
     type Err = PlatformError;
     fn from_str(text: &str) -> Result<Self, PlatformError> {
         let word = |part: &str| {
-            !part.is_empty()
+            part.starts_with(|c: char| c.is_ascii_alphanumeric())
                 && part.len() <= 32
                 && part
                     .bytes()

@@ -20,7 +20,7 @@ use crate::{
     Cgroup, Child, CreateOptions, Error, Failure, INIT_ANNOTATION, Stdio,
     launch::{Birth, Launched, launch, oom_score, pid_namespace},
     ops::{Ops, Wish},
-    plan::{self, Context, Identity, Namespaces, annotation},
+    plan::{self, Context, Identity, Namespaces, PidNamespace, annotation},
     seccomp::{self, Filter},
     user, wishes,
 };
@@ -116,6 +116,7 @@ pub fn create(options: CreateOptions<'_>) -> Result<Created, Error> {
             id,
             identity: &identity,
             filter: filter.as_deref(),
+            bound: !matches!(namespaces.pid, PidNamespace::Joined(_)),
             available: available()?,
             cgroups: &cgroup.visible(),
             terminal,
@@ -128,7 +129,7 @@ pub fn create(options: CreateOptions<'_>) -> Result<Created, Error> {
     } else {
         cgroup.limit(&LinuxResources::default(), true)?;
     }
-    cgroup.place(launched.child.pid())?;
+    cgroup.place(launched.child.pid(), true)?;
     oom_score(&launched.child, process.oom_score_adj())?;
     let mut root = Some(root);
     launched.send(&ops, |wish| match wish {
@@ -269,6 +270,12 @@ impl Container {
         if self.has_ended() {
             return Err(gone());
         }
+        if self.cgroup.is_paused() {
+            // Docker's words.
+            let text =
+                format!("Container {} is paused, unpause the container before exec", self.id);
+            return Err(Error::new(Failure::Gone, text));
+        }
         let identity = identity(Some(root.as_fd()), process)?;
         let filter = self.seccomp.filter_again(process, self.filter.as_ref())?;
         let ops = plan::exec(
@@ -277,6 +284,7 @@ impl Container {
                 id: &self.id,
                 identity: &identity,
                 filter: filter.as_deref(),
+                bound: false,
                 available: available()?,
                 cgroups: &[],
                 terminal: terminal(&stdio),
@@ -284,16 +292,14 @@ impl Container {
             },
             self.kinds,
         )?;
-        let birth = Birth {
-            created: 0,
-            pid_namespace: Some(self.init.pidfd()),
-            cgroup: self.cgroup.born_in(),
-        };
+        // It is moved into its cgroup rather than born there: in one that is being
+        // frozen it would never execute, and we would wait for that in the kernel.
+        let birth = Birth { created: 0, pid_namespace: Some(self.init.pidfd()), cgroup: None };
         let mut launched = launch(&birth, &stdio)
             .map_err(|error| if self.has_ended() { gone() } else { error })?;
         drop(stdio);
         let mut undo = Undo { cgroup: None, child: Some(launched.child.clone()) };
-        self.cgroup.place(launched.child.pid())?;
+        self.cgroup.place(launched.child.pid(), false)?;
         oom_score(&launched.child, process.oom_score_adj())?;
         launched.send(&ops, |wish| match wish {
             Wish::Container => Some(

@@ -26,7 +26,7 @@ pub enum Failure {
     InvalidSpec,
     /// The specification asks for something that Knarr does not do.
     NotSupported,
-    /// The container is not running any more.
+    /// The container is not running (any more, or because it is paused).
     Gone,
     /// The kernel refused something.
     System,

@@ -43,6 +43,7 @@ mod error;
 mod launch;
 mod ops;
 mod options;
+mod overlay;
 mod plan;
 mod seccomp;
 mod user;

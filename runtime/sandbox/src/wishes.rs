@@ -4,30 +4,26 @@
 use std::{
     fs::File,
     io::{self, Write},
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
-    os::unix::ffi::OsStrExt,
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
 use knarr_sys::{MountAttr, mount_setattr};
 use oci_spec::runtime::Spec;
 use rustix::{
-    fs::{MemfdFlags, Mode, OFlags, SealFlags},
+    fs::{MemfdFlags, SealFlags},
     io::Errno,
     mount::{
-        FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_fd,
-        fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, open_tree,
+        FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create,
+        fsconfig_set_string, fsmount, fsopen, open_tree,
     },
 };
 
 use crate::{
     Error, Failure, RootfsMount, Stdio,
-    error::describe,
     ops::{Bind, Wish},
+    overlay,
 };
-
-/// Longest string that fsconfig takes, with its zero byte.
-const FSCONFIG_STRING: usize = 256;
 
 /// Opens one wish. The root is the caller's: it may have been needed earlier.
 pub(crate) fn open(wish: &Wish) -> Result<OwnedFd, Error> {
@@ -68,7 +64,7 @@ pub(crate) fn sealed(name: &str, bytes: &[u8], executable: bool) -> Result<Owned
     make().map_err(|error| Error::system(format_args!("make {name} in memory"), error))
 }
 
-fn empty(mode: u32) -> Result<OwnedFd, Error> {
+pub(crate) fn empty(mode: u32) -> Result<OwnedFd, Error> {
     let make = || -> Result<OwnedFd, Errno> {
         let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
         fsconfig_set_string(context.as_fd(), "mode", format!("{mode:o}"))?;
@@ -167,11 +163,13 @@ pub(crate) fn root(mounts: &[RootfsMount], spec: &Spec, bundle: &Path) -> Result
             })?;
             bind(&plain(path, true))
         }
-        [one] if one.kind == "overlay" => overlay(&one.options),
+        [one] if one.kind == "overlay" => overlay::mount(&one.options),
         [one] if matches!(one.kind.as_str(), "bind" | "none" | "") => {
             let has = |name: &str| one.options.iter().any(|option| option == name);
-            if has("ro") && !has("rbind") {
-                return overlay(&[format!("lowerdir={}", one.source.display())]);
+            // A colon separates layers.
+            let plain_name = one.source.to_str().filter(|source| !source.contains([':', '\\']));
+            if let Some(source) = plain_name.filter(|_| has("ro") && !has("rbind")) {
+                return overlay::mount(&[format!("lowerdir={source}")]);
             }
             let mut wish = plain(one.source.clone(), has("rbind"));
             if has("ro") {
@@ -190,7 +188,7 @@ pub(crate) fn root(mounts: &[RootfsMount], spec: &Spec, bundle: &Path) -> Result
     }
 }
 
-fn plain(source: PathBuf, recursive: bool) -> Bind {
+pub(crate) fn plain(source: PathBuf, recursive: bool) -> Bind {
     Bind {
         source,
         recursive,
@@ -198,111 +196,6 @@ fn plain(source: PathBuf, recursive: bool) -> Bind {
         deep_attributes: (0, 0),
         propagation: (1 << 18, true),
     }
-}
-
-/// An overlay of any number of layers: each is a parameter of its own, so
-/// neither their number nor the sum of their lengths is limited by a page.
-fn overlay(options: &[String]) -> Result<OwnedFd, Error> {
-    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
-        .map_err(|errno| Error::system("overlay", errno))?;
-    let mut attributes = MountAttrFlags::empty();
-    let mut upper = false;
-    let mut layers: &str = "";
-    for option in options {
-        let result = match option.split_once('=') {
-            Some(("lowerdir", dirs)) => {
-                layers = dirs;
-                Ok(())
-            }
-            Some((name @ ("upperdir" | "workdir"), dir)) => {
-                upper = true;
-                layer(context.as_fd(), name, Path::new(dir))
-            }
-            Some((name, value)) => {
-                fsconfig_set_string(context.as_fd(), name, value).map_err(io::Error::from)
-            }
-            None => {
-                match option.as_str() {
-                    "ro" => attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY,
-                    "nosuid" => attributes |= MountAttrFlags::MOUNT_ATTR_NOSUID,
-                    "nodev" => attributes |= MountAttrFlags::MOUNT_ATTR_NODEV,
-                    "rw" => {}
-                    flag => fsconfig_set_flag(context.as_fd(), flag)
-                        .map_err(|errno| overlay_error(context.as_fd(), option, errno.into()))?,
-                }
-                Ok(())
-            }
-        };
-        result.map_err(|error| overlay_error(context.as_fd(), option, error))?;
-    }
-    // Without a writable layer there would be no place for mount points that
-    // the image does not have: a scratch image has no /proc. What is made there
-    // is in memory and dies with the mount.
-    let scratch = if upper { None } else { scratch(context.as_fd()) };
-    // Overlayfs wants two layers or a writable one.
-    if layers.split(':').count() == 1 && !upper && scratch.is_none() {
-        let mut wish = plain(PathBuf::from(layers), false);
-        wish.attributes.0 = MountAttr::RDONLY;
-        return bind(&wish);
-    }
-    let mut one_by_one = true;
-    for dir in layers.split(':') {
-        match layer(context.as_fd(), "lowerdir+", Path::new(dir)) {
-            Ok(()) => {}
-            // Before Linux 6.7 there was no such parameter.
-            Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
-                one_by_one = false;
-                break;
-            }
-            Err(error) => return Err(overlay_error(context.as_fd(), dir, error)),
-        }
-    }
-    if !one_by_one {
-        fsconfig_set_string(context.as_fd(), "lowerdir", layers)
-            .map_err(|errno| overlay_error(context.as_fd(), "lowerdir", errno.into()))?;
-    }
-    fsconfig_create(context.as_fd())
-        .map_err(|errno| overlay_error(context.as_fd(), "create", errno.into()))?;
-    fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
-        .map_err(|errno| Error::system("mount overlay", errno))
-}
-
-/// A writable layer in memory; none before Linux 6.13, which takes no
-/// descriptors for layers.
-fn scratch(context: BorrowedFd<'_>) -> Option<OwnedFd> {
-    let tmpfs = empty(0o755).ok()?;
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    for (name, dir) in [("upperdir", "upper"), ("workdir", "work")] {
-        rustix::fs::mkdirat(&tmpfs, dir, 0o755.into()).ok()?;
-        let dir = rustix::fs::openat(&tmpfs, dir, flags, Mode::empty()).ok()?;
-        fsconfig_set_fd(context, name, dir.as_fd()).ok()?;
-    }
-    Some(tmpfs)
-}
-
-fn layer(context: BorrowedFd<'_>, name: &str, dir: &Path) -> io::Result<()> {
-    if dir.as_os_str().len() < FSCONFIG_STRING {
-        return Ok(fsconfig_set_string(context, name, dir.as_os_str().as_bytes())?);
-    }
-    // Since Linux 6.13 overlayfs takes layers as descriptors, however long their path.
-    let fd =
-        rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    Ok(fsconfig_set_fd(context, name, fd.as_fd())?)
-}
-
-/// The error with what the kernel wrote about it to the context's log.
-fn overlay_error(context: BorrowedFd<'_>, what: &str, error: io::Error) -> Error {
-    let mut buffer = [0u8; 1024];
-    let mut said = String::new();
-    while let Ok(count) = rustix::io::read(context, &mut buffer) {
-        let line = String::from_utf8_lossy(&buffer[..count]);
-        let line = line.trim().trim_start_matches(['e', 'w', 'i', ' ']);
-        said.push_str(if said.is_empty() { "" } else { "; " });
-        said.push_str(line);
-    }
-    let what: String = what.chars().take(100).collect();
-    let text = if said.is_empty() { describe(&error) } else { said };
-    Error::system(format_args!("mount overlay ({what}: {text})"), error)
 }
 
 #[cfg(test)]
@@ -319,52 +212,5 @@ mod tests {
         let mut text = String::new();
         io::Read::read_to_string(&mut File::from(fd), &mut text).expect("read");
         assert_eq!(text, "abc");
-    }
-
-    #[test]
-    fn i18_five_hundred_layers_are_mounted() {
-        let dir = tempfile::tempdir().expect("tempdir");
-        // Long names, so that all of them would not fit in a page by far.
-        let name = "l".repeat(180);
-        let mut dirs = Vec::new();
-        for number in 0..500 {
-            let layer = dir.path().join(format!("{name}{number}"));
-            std::fs::create_dir(&layer).expect("layer");
-            std::fs::write(layer.join(format!("f{number}")), "").expect("file");
-            dirs.push(layer.display().to_string());
-        }
-        for one in ["upper", "work"] {
-            std::fs::create_dir(dir.path().join(one)).expect("dir");
-        }
-        let options = [
-            format!("lowerdir={}", dirs.join(":")),
-            format!("upperdir={}/upper", dir.path().display()),
-            format!("workdir={}/work", dir.path().display()),
-        ];
-        let mount = overlay(&options).expect("overlay");
-        for number in [0, 250, 499] {
-            rustix::fs::statat(&mount, format!("f{number}"), rustix::fs::AtFlags::empty())
-                .expect("a file of each layer");
-        }
-    }
-
-    #[test]
-    fn a_layer_with_a_very_long_path_is_mounted() {
-        let dir = tempfile::tempdir().expect("tempdir");
-        let deep = dir.path().join("d".repeat(200)).join("e".repeat(200));
-        let other = dir.path().join("other");
-        std::fs::create_dir_all(&deep).expect("deep");
-        std::fs::create_dir_all(&other).expect("other");
-        std::fs::write(deep.join("file"), "").expect("file");
-        let options = [format!("lowerdir={}:{}", deep.display(), other.display())];
-        let mount = overlay(&options).expect("overlay");
-        rustix::fs::statat(&mount, "file", rustix::fs::AtFlags::empty()).expect("file");
-    }
-
-    #[test]
-    fn a_missing_layer_is_named() {
-        let error = overlay(&["lowerdir=/nonexistent-a:/nonexistent-b".to_owned()]);
-        let text = error.expect_err("no such layer").to_string();
-        assert!(text.contains("nonexistent"), "{text}");
     }
 }

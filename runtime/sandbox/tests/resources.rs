@@ -87,6 +87,8 @@ fn p07_what_is_paused_stands_still_and_can_be_killed() {
     pipes.line();
     container.pause().expect("pause");
     container.pause().expect("again");
+    let refused = fixture.exec(&container, "true").expect_err("paused").to_string();
+    assert!(refused.contains("is paused, unpause the container before exec"), "{refused}");
     let before = container.stats().expect("stats").cpu_ns;
     assert_eq!(container.stats().expect("stats").cpu_ns, before);
     container.resume().expect("resume");

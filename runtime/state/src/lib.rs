@@ -67,7 +67,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 type Migration = &'static str;
 
 /// Append only: a released migration is never edited.
-const MIGRATIONS: &[Migration] = &[images::SCHEMA, containers::SCHEMA, networks::SCHEMA, volumes::SCHEMA];
+const MIGRATIONS: &[Migration] =
+    &[images::SCHEMA, containers::SCHEMA, networks::SCHEMA, volumes::SCHEMA];
 
 impl Db {
     /// Opens or creates the database and brings its schema up to date.

@@ -117,8 +117,7 @@ impl Db {
             if !users.is_empty() {
                 return Ok(VolumeRemoval::InUse(users));
             }
-            let gone =
-                db.prepare_cached("DELETE FROM volumes WHERE name = ?1")?.execute([name])?;
+            let gone = db.prepare_cached("DELETE FROM volumes WHERE name = ?1")?.execute([name])?;
             Ok(if gone == 0 { VolumeRemoval::Missing } else { VolumeRemoval::Removed })
         })
     }

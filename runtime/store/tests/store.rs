@@ -390,7 +390,7 @@ fn i06_nodes_and_attributes() {
     assert!(stat("pipe").file_type().is_fifo());
     assert_eq!((stat("su").mode() & 0o7777, stat("su").uid(), stat("su").gid()), (0o4755, 12, 34));
     let get = |key: &str| {
-        let mut value = vec![0; 64];
+        let mut value = [0; 64];
         let read = rustix::fs::getxattr(layer.join("ping"), key, &mut value[..]);
         read.map(|length| value[..length].to_vec())
     };

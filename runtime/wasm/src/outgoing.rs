@@ -86,7 +86,13 @@ async fn send(mut request: Request<WasiBody>, options: RequestOptions) -> Answer
     let between = options.between_bytes_timeout.unwrap_or(DEFAULT_TIMEOUT);
     let body = |body| Timed { body, between, waiting: None }.boxed_unsync();
     // The connection's task ends with what this future holds.
-    Ok((answer.map(body), Box::new(async move { Ok(connection.await) })))
+    Ok((
+        answer.map(body),
+        Box::new(async move {
+            connection.await;
+            Ok(())
+        }),
+    ))
 }
 
 fn refused(error: io::Error) -> Error {

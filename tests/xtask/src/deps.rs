@@ -36,10 +36,26 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "knarr-volume",
         ],
     ),
-    ("knarr-api", &["knarr-docker", "knarr-engine", "knarr-model"]),
+    // The views that it renders and the requests that it parses are the rooms' own.
+    (
+        "knarr-api",
+        &[
+            "knarr-docker",
+            "knarr-engine",
+            "knarr-image",
+            "knarr-model",
+            "knarr-network",
+            "knarr-registry",
+            "knarr-volume",
+        ],
+    ),
     ("knarr-client", &["knarr-docker"]),
     ("knarr-cli", &["knarr-client", "knarr-docker", "knarr-model"]),
-    ("knarr-daemon", &["knarr-api", "knarr-engine", "knarr-model"]),
+    // Configuration of the rooms is made where the daemon's is read.
+    (
+        "knarr-daemon",
+        &["knarr-api", "knarr-engine", "knarr-model", "knarr-network", "knarr-registry"],
+    ),
     ("containerd-shim-knarr-v1", &["knarr-model", "knarr-sandbox", "knarr-sys"]),
     ("knarr-example-backend", &[]),
     ("knarr-harness", &[]),

@@ -9,3 +9,6 @@ pub(crate) use inspect::{container, endpoints, network_mode, workload};
 pub(crate) use list::{mount_point, summary};
 pub(crate) use stats::stats;
 pub(crate) use words::{human_duration, seconds_of};
+
+#[cfg(test)]
+mod tests;

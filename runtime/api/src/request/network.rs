@@ -138,7 +138,7 @@ pub(crate) fn endpoint(settings: &EndpointSettings) -> Result<EndpointSpec> {
 fn is_mac(text: &str) -> bool {
     let bytes: Vec<&str> = text.split(':').collect();
     let byte = |part: &&str| part.len() == 2 && part.bytes().all(|c| c.is_ascii_hexdigit());
-    bytes.len() == 6 && bytes.iter().all(|part| byte(&part))
+    bytes.len() == 6 && bytes.iter().all(byte)
 }
 
 fn is_host_name(text: &str) -> bool {

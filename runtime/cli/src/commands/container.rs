@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
 use futures_util::{StreamExt as _, future::join_all};
 use http::Method;
@@ -13,7 +13,7 @@ use knarr_docker::{
 };
 use serde_json::{Value, json};
 
-use super::{Context, filters, for_each};
+use super::{Context, filters, for_each, for_each_silent};
 use crate::{
     options::units,
     output::{self, Listing},
@@ -231,7 +231,7 @@ pub async fn execute(verb: ContainerVerb, context: &Context) -> Result<u8> {
         ContainerVerb::Rm { force, volumes, link, containers } => {
             let flag = |on: bool| if on { "1" } else { "0" };
             let query = [("force", flag(force)), ("v", flag(volumes)), ("link", flag(link))];
-            for_each(&containers, async |name| {
+            for_each_silent(&containers, async |name| {
                 let gone =
                     client.delete(&path(&format!("/containers/{}", encode(name)), &query)).await;
                 match gone {
@@ -240,7 +240,7 @@ pub async fn execute(verb: ContainerVerb, context: &Context) -> Result<u8> {
                         eprintln!("{error}");
                         Ok(())
                     }
-                    gone => Ok(gone?),
+                    gone => gone.map(|()| println!("{name}")).map_err(Into::into),
                 }
             })
             .await
@@ -291,7 +291,8 @@ pub async fn list(args: PsArgs, context: &Context) -> Result<u8> {
     let filters = filters(&args.filter)?;
     let last = if args.latest { Some(1) } else { args.last.filter(|last| *last > 0) };
     let last = last.map(|last| last.to_string());
-    let size = args.size || args.format.as_deref().is_some_and(|format| format.contains(".Size"));
+    let size = args.size
+        || args.format.as_deref().is_some_and(|f| f.contains(".Size") || f.contains("json"));
     let mut query = vec![("all", if args.all || last.is_some() { "1" } else { "0" })];
     query.extend((!args.filter.is_empty()).then_some(("filters", filters.as_str())));
     query.extend(last.as_deref().map(|last| ("limit", last)));
@@ -363,42 +364,44 @@ fn row(container: &ContainerSummary, whole: bool) -> Value {
     })
 }
 
-/// `0.0.0.0:8080->80/tcp`, with neighbouring ports as one range (docker/cli `DisplayablePorts`).
+/// `0.0.0.0:8080->80/tcp, 443/tcp`. Neighbouring ports are one range where
+/// inside and outside agree (docker/cli `DisplayablePorts`).
 fn display_ports(ports: &[Port]) -> String {
     let mut sorted: Vec<&Port> = ports.iter().collect();
     sorted.sort_by_key(|port| {
-        (port.kind.clone(), port.ip.clone(), port.private_port, port.public_port)
+        (port.private_port, port.ip.clone(), port.public_port, port.kind.clone())
     });
-    let mut groups: Vec<(&Port, u16)> = Vec::new();
+    // Address and protocol, first and last port, in the order of their first.
+    let mut groups: Vec<((&str, &str), u16, u16)> = Vec::new();
+    let mut shown = Vec::new();
+    let mut single = Vec::new();
+    let show = |((ip, kind), first, last): ((&str, &str), u16, u16)| {
+        let range = if first == last { first.to_string() } else { format!("{first}-{last}") };
+        match ip {
+            "" => format!("{range}/{kind}"),
+            ip => format!("{}:{range}->{range}/{kind}", bracketed(ip)),
+        }
+    };
     for port in sorted {
-        if let Some((first, count)) = groups.last_mut()
-            && first.kind == port.kind
-            && first.ip == port.ip
-            && first.private_port.checked_add(*count) == Some(port.private_port)
-            && (first.public_port == 0 && port.public_port == 0
-                || first.public_port != 0
-                    && first.public_port.checked_add(*count) == Some(port.public_port))
-        {
-            *count += 1;
+        if !port.ip.is_empty() && port.public_port != port.private_port {
+            let outside = format!("{}:{}", bracketed(&port.ip), port.public_port);
+            single.push(format!("{outside}->{}/{}", port.private_port, port.kind));
             continue;
         }
-        groups.push((port, 1));
-    }
-    let range = |first: u16, count: u16| match count {
-        1 => first.to_string(),
-        _ => format!("{first}-{}", first + (count - 1)),
-    };
-    let mut shown: Vec<String> = groups
-        .into_iter()
-        .map(|(port, count)| {
-            let inside = format!("{}/{}", range(port.private_port, count), port.kind);
-            match port.public_port {
-                0 => inside,
-                public => format!("{}:{}->{inside}", bracketed(&port.ip), range(public, count)),
+        let key = (port.ip.as_str(), port.kind.as_str());
+        match groups.iter_mut().find(|(known, ..)| *known == key) {
+            None => groups.push((key, port.private_port, port.private_port)),
+            Some((.., last)) if last.checked_add(1) == Some(port.private_port) => {
+                *last = port.private_port;
             }
-        })
-        .collect();
-    shown.dedup();
+            Some(group) => {
+                shown.push(show(*group));
+                *group = (key, port.private_port, port.private_port);
+            }
+        }
+    }
+    shown.extend(groups.into_iter().map(show));
+    shown.extend(single);
     shown.join(", ")
 }
 
@@ -493,7 +496,8 @@ async fn ports(container: &str, port: Option<&str>, context: &Context) -> Result
     if let Some(port) = port {
         let wanted = if port.contains('/') { port.to_owned() } else { format!("{port}/tcp") };
         let Some(Some(bindings)) = ports.get(&wanted) else {
-            bail!("no public port '{wanted}' published for {container}");
+            eprintln!("Error: No public port '{port}' published for {container}");
+            return Ok(1);
         };
         bindings.iter().for_each(|binding| println!("{}", show(binding)));
         return Ok(0);
@@ -613,11 +617,9 @@ pub async fn inspect(args: InspectArgs, kind: Option<&str>, context: &Context) -
     let mut errors = Vec::new();
     for name in &args.names {
         match find(name, &kinds, args.size, context).await? {
-            Some(object) => objects.push(object),
-            None if kinds.len() == 1 => {
-                errors.push(format!("Error response from daemon: No such {}: {name}", kinds[0]))
-            }
-            None => errors.push(format!("Error: No such object: {name}")),
+            Ok(object) => objects.push(object),
+            Err(Some(error)) if kinds.len() == 1 => errors.push(error.to_string()),
+            Err(_) => errors.push(format!("Error: No such object: {name}")),
         }
     }
     if let Some(template) = template {
@@ -635,7 +637,13 @@ pub async fn inspect(args: InspectArgs, kind: Option<&str>, context: &Context) -
 }
 
 /// The first object of that name, as the engine wrote it.
-async fn find(name: &str, kinds: &[&str], size: bool, context: &Context) -> Result<Option<String>> {
+async fn find(
+    name: &str,
+    kinds: &[&str],
+    size: bool,
+    context: &Context,
+) -> Result<Result<String, Option<knarr_client::Error>>> {
+    let mut missing = None;
     for kind in kinds {
         let name = encode(name);
         let path = match *kind {
@@ -648,17 +656,19 @@ async fn find(name: &str, kinds: &[&str], size: bool, context: &Context) -> Resu
         match context.client.send(Method::GET, &path, NOTHING).await {
             Ok(answer) => {
                 let bytes = answer.into_body().collect().await?.to_bytes();
-                return Ok(Some(String::from_utf8(bytes.to_vec())?.trim().to_owned()));
+                return Ok(Ok(String::from_utf8(bytes.to_vec())?.trim().to_owned()));
             }
             // What is no name of one kind may be one of another.
             Err(error)
                 if matches!(error.status(), Some(404))
-                    || (kinds.len() > 1 && error.status() == Some(400)) => {}
+                    || (kinds.len() > 1 && error.status() == Some(400)) =>
+            {
+                missing = Some(error);
+            }
             Err(error) => return Err(error.into()),
         }
     }
-    ensure!(!kinds.is_empty(), "nothing to look for");
-    Ok(None)
+    Ok(Err(missing))
 }
 
 /// JSON laid out with four spaces, its fields in the order they came (Go `json.Indent`).
@@ -733,7 +743,11 @@ mod tests {
         );
         assert_eq!(
             display_ports(&[port("0.0.0.0", 8001, 81), port("0.0.0.0", 8000, 80)]),
-            "0.0.0.0:8000-8001->80-81/tcp"
+            "0.0.0.0:8000->80/tcp, 0.0.0.0:8001->81/tcp"
+        );
+        assert_eq!(
+            display_ports(&[port("::", 81, 81), port("::", 80, 80), port("", 0, 90)]),
+            "[::]:80-81->80-81/tcp, 90/tcp"
         );
     }
 

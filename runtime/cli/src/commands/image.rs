@@ -261,10 +261,7 @@ async fn list(args: ListArgs, context: &Context) -> Result<u8> {
     let mut query = vec![("all", if args.all { "1" } else { "0" })];
     query.extend((!words.is_empty()).then_some(("filters", filters.as_str())));
     let images: Vec<ImageSummary> = context.client.get(&path("/images/json", &query)).await?;
-    let mut rows: Vec<Value> = images.iter().flat_map(|image| rows(image, &args)).collect();
-    if args.quiet {
-        rows.dedup_by(|a, b| a["ID"] == b["ID"]);
-    }
+    let rows: Vec<Value> = images.iter().flat_map(|image| rows(image, &args)).collect();
     let listing = Listing {
         default: if args.digests {
             "{{.Repository}}\t{{.Tag}}\t{{.Digest}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}"
@@ -311,13 +308,13 @@ fn rows(image: &ImageSummary, args: &ListArgs) -> Vec<Value> {
                 "Digest": digest_of(&repository),
                 "Repository": repository,
                 "Tag": tag,
-                "CreatedSince": if image.created > 0 { output::ago(image.created) } else { "N/A".into() },
+                "CreatedSince": output::ago(image.created),
                 "CreatedAt": output::time(image.created),
                 "Size": output::size(image.size),
                 "Containers": "N/A",
                 "SharedSize": "N/A",
                 "UniqueSize": "N/A",
-                "VirtualSize": output::size(image.size),
+                "VirtualSize": output::whole_size(image.size),
                 "Workload": image.knarr.as_ref().map_or("", |knarr| knarr.workload.as_str()),
             })
         })
@@ -378,7 +375,11 @@ async fn history(args: HistoryArgs, context: &Context) -> Result<u8> {
             let by = step.created_by.replace('\t', " ");
             json!({
                 "ID": if args.no_trunc || step.id == "<missing>" { &step.id } else { output::short(&step.id) },
-                "CreatedSince": if args.human { output::ago(step.created) } else { output::time(step.created) },
+                "CreatedSince": match args.human {
+                    true if step.created <= 0 => "N/A".into(),
+                    true => output::ago(step.created),
+                    false => output::time(step.created),
+                },
                 "CreatedAt": output::time(step.created),
                 "CreatedBy": if args.no_trunc { by } else { output::ellipsis(&by, 45) },
                 "Size": if args.human { output::size(step.size) } else { step.size.to_string() },

@@ -51,12 +51,28 @@ pub async fn for_each<F>(names: &[String], action: F) -> Result<u8>
 where
     F: AsyncFn(&str) -> Result<()>,
 {
+    each(names, action, true).await
+}
+
+/// The same, but the action prints what there is to say.
+pub async fn for_each_silent<F>(names: &[String], action: F) -> Result<u8>
+where
+    F: AsyncFn(&str) -> Result<()>,
+{
+    each(names, action, false).await
+}
+
+async fn each<F>(names: &[String], action: F, print: bool) -> Result<u8>
+where
+    F: AsyncFn(&str) -> Result<()>,
+{
     let mut failed = false;
     let outcomes = names.iter().map(async |name| (name, action(name).await));
     let mut outcomes = std::pin::pin!(futures_util::stream::iter(outcomes).buffered(50));
     while let Some((name, outcome)) = outcomes.next().await {
         match outcome {
-            Ok(()) => println!("{name}"),
+            Ok(()) if print => println!("{name}"),
+            Ok(()) => {}
             Err(error) => {
                 eprintln!("{}", crate::output::chain(&error));
                 failed = true;

@@ -245,7 +245,7 @@ async fn list(args: ListArgs, context: &Context) -> Result<u8> {
                 "IPv6": network.enable_ipv6.to_string(),
                 "Internal": network.internal.to_string(),
                 "Labels": labels(&network.labels),
-                "CreatedAt": network.created,
+                "CreatedAt": output::go_time(&network.created),
             })
         })
         .collect();

@@ -7,7 +7,7 @@
 //! Attaching and registering the wait before the start means that no output
 //! and no exit can be missed, however short the container's life.
 
-use std::fs;
+use std::{fs, sync::PoisonError};
 
 use anyhow::{Result, bail, ensure};
 use clap::Args;
@@ -93,10 +93,10 @@ pub struct AttachArgs {
 /// Creates and runs a container.
 pub async fn run(args: RunArgs, context: &Context) -> Result<u8> {
     let attached = args.create.attached(args.detach);
+    if args.create.tty && attached.stdin && !terminal::stdin_is_terminal() {
+        bail!("the input device is not a TTY");
+    }
     let outcome = async {
-        if args.create.tty && attached.stdin && !terminal::stdin_is_terminal() {
-            bail!("the input device is not a TTY");
-        }
         ensure!(
             !args.detach || args.create.attach.is_empty(),
             "conflicting options: cannot specify both --attach and --detach"
@@ -109,13 +109,9 @@ pub async fn run(args: RunArgs, context: &Context) -> Result<u8> {
     };
     let client = &context.client;
     if !attached.any() {
-        return Ok(match client.post(&format!("/containers/{}/start", created.id)).await {
-            Ok(_) => {
-                println!("{}", created.id);
-                0
-            }
-            Err(error) => report_start(&error.into()),
-        });
+        let started = client.post(&format!("/containers/{}/start", created.id)).await;
+        println!("{}", created.id);
+        return Ok(started.map_or_else(|error| report_start(&error.into()), |_| 0));
     }
     let session = Session {
         client,
@@ -141,11 +137,20 @@ pub async fn create(args: CreateCommand, context: &Context) -> Result<u8> {
 pub async fn start(args: StartArgs, context: &Context) -> Result<u8> {
     let client = &context.client;
     if !args.attach && !args.interactive {
-        return super::for_each(&args.containers, async |name| {
-            client.post(&format!("/containers/{}/start", encode(name))).await?;
-            Ok(())
+        let failed = std::sync::Mutex::new(Vec::new());
+        let code = super::for_each(&args.containers, async |name| {
+            let started = client.post(&format!("/containers/{}/start", encode(name))).await;
+            if started.is_err() {
+                failed.lock().unwrap_or_else(PoisonError::into_inner).push(name.to_owned());
+            }
+            Ok(started.map(drop)?)
         })
-        .await;
+        .await?;
+        let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if !failed.is_empty() {
+            eprintln!("Error: failed to start containers: {}", failed.join(", "));
+        }
+        return Ok(code);
     }
     ensure!(args.containers.len() == 1, "you cannot start and attach multiple containers at once");
     let inspect: ContainerInspect =

@@ -130,7 +130,18 @@ async fn version(format: Option<&str>, context: &Context) -> Result<u8> {
         "Arch": std::env::consts::ARCH,
         "Context": "default",
     });
-    let data = json!({ "Client": own, "Server": server.as_ref().ok() });
+    let mut data = json!({ "Client": own, "Server": server.as_ref().ok() });
+    if format != Some("json") {
+        // The names that templates know are Go's, not the API's.
+        for side in ["Client", "Server"] {
+            for (name, go) in [("ApiVersion", "APIVersion"), ("MinAPIVersion", "MinAPIVersion")] {
+                let value = data[side][name].clone();
+                if data[side].is_object() && !value.is_null() {
+                    data[side][go] = value;
+                }
+            }
+        }
+    }
     if formatted(format, &data)? {
         return Ok(0);
     }
@@ -263,7 +274,8 @@ async fn disk_usage(verbose: bool, context: &Context) -> Result<u8> {
         let percent = if size > 0 { format!(" ({}%)", free * 100 / size) } else { String::new() };
         json!({
             "Type": kind, "TotalCount": total, "Active": active,
-            "Size": output::size(size), "Reclaimable": format!("{}{percent}", output::size(free)),
+            "Size": output::whole_size(size),
+            "Reclaimable": format!("{}{percent}", output::whole_size(free)),
         })
     };
     let used_images = usage.images.iter().filter(|image| image.containers > 0);
@@ -312,19 +324,21 @@ async fn disk_usage(verbose: bool, context: &Context) -> Result<u8> {
                 volume_size(false),
                 volume_size(true),
             ),
+            row("Build Cache", 0, 0, 0, 0),
         ],
     };
     listing.print(None, None)?;
     Ok(0)
 }
 
-fn report(heading: &str, names: &[String], reclaimed: Option<u64>) {
+fn report(heading: &str, names: &[String]) {
     if !names.is_empty() {
         println!("{heading}\n{}\n", names.join("\n"));
     }
-    if let Some(reclaimed) = reclaimed {
-        println!("Total reclaimed space: {}", output::size(reclaimed as i64));
-    }
+}
+
+fn report_total(reclaimed: u64) {
+    println!("Total reclaimed space: {}", output::whole_size(reclaimed as i64));
 }
 
 async fn post<T: serde::de::DeserializeOwned>(
@@ -342,12 +356,7 @@ async fn post<T: serde::de::DeserializeOwned>(
 /// `container prune`.
 pub async fn prune_containers(args: PruneArgs, context: &Context) -> Result<u8> {
     if confirmed(args.force, "This will remove all stopped containers.")? {
-        let pruned: ContainersPruned = post("/containers/prune", &args.filter, context).await?;
-        report(
-            "Deleted Containers:",
-            &pruned.containers_deleted.unwrap_or_default(),
-            Some(pruned.space_reclaimed),
-        );
+        report_total(containers_away(&args, context).await?);
     }
     Ok(0)
 }
@@ -359,11 +368,7 @@ pub async fn prune_images(args: PruneArgs, context: &Context) -> Result<u8> {
         false => "This will remove all dangling images.",
     };
     if confirmed(args.force, warning)? {
-        let mut words = args.filter;
-        words.push(format!("dangling={}", !args.all));
-        let pruned: ImagesPruned = post("/images/prune", &words, context).await?;
-        image::print_deleted(&pruned.images_deleted.unwrap_or_default());
-        report("", &[], Some(pruned.space_reclaimed));
+        report_total(images_away(&args, context).await?);
     }
     Ok(0)
 }
@@ -374,8 +379,7 @@ pub async fn prune_networks(args: PruneArgs, context: &Context) -> Result<u8> {
         args.force,
         "This will remove all custom networks not used by at least one container.",
     )? {
-        let pruned: NetworksPruned = post("/networks/prune", &args.filter, context).await?;
-        report("Deleted Networks:", &pruned.networks_deleted.unwrap_or_default(), None);
+        networks_away(&args, context).await?;
     }
     Ok(0)
 }
@@ -387,29 +391,54 @@ pub async fn prune_volumes(args: PruneArgs, context: &Context) -> Result<u8> {
         false => "This will remove anonymous local volumes not used by at least one container.",
     };
     if confirmed(args.force, warning)? {
-        let mut words = args.filter;
-        words.extend(args.all.then(|| "all=true".to_owned()));
-        let pruned: VolumesPruned = post("/volumes/prune", &words, context).await?;
-        report(
-            "Deleted Volumes:",
-            &pruned.volumes_deleted.unwrap_or_default(),
-            Some(pruned.space_reclaimed),
-        );
+        report_total(volumes_away(&args, args.all, context).await?);
     }
     Ok(0)
 }
 
 async fn prune_all(args: PruneArgs, context: &Context) -> Result<u8> {
     let warning = "This will remove all stopped containers, all networks not used by at least one container and unused images.";
-    if !confirmed(args.force, warning)? {
-        return Ok(0);
+    if confirmed(args.force, warning)? {
+        let mut reclaimed = containers_away(&args, context).await?;
+        networks_away(&args, context).await?;
+        if args.volumes {
+            reclaimed += volumes_away(&args, false, context).await?;
+        }
+        reclaimed += images_away(&args, context).await?;
+        report_total(reclaimed);
     }
-    let each =
-        || PruneArgs { all: args.all, filter: args.filter.clone(), force: true, volumes: false };
-    prune_containers(each(), context).await?;
-    prune_networks(each(), context).await?;
-    if args.volumes {
-        prune_volumes(PruneArgs { all: false, ..each() }, context).await?;
+    Ok(0)
+}
+
+async fn containers_away(args: &PruneArgs, context: &Context) -> Result<u64> {
+    let pruned: ContainersPruned = post("/containers/prune", &args.filter, context).await?;
+    report("Deleted Containers:", &pruned.containers_deleted.unwrap_or_default());
+    Ok(pruned.space_reclaimed)
+}
+
+async fn images_away(args: &PruneArgs, context: &Context) -> Result<u64> {
+    let mut words = args.filter.clone();
+    words.push(format!("dangling={}", !args.all));
+    let pruned: ImagesPruned = post("/images/prune", &words, context).await?;
+    let deleted = pruned.images_deleted.unwrap_or_default();
+    if !deleted.is_empty() {
+        println!("Deleted Images:");
+        image::print_deleted(&deleted);
+        println!();
     }
-    prune_images(each(), context).await
+    Ok(pruned.space_reclaimed)
+}
+
+async fn networks_away(args: &PruneArgs, context: &Context) -> Result<()> {
+    let pruned: NetworksPruned = post("/networks/prune", &args.filter, context).await?;
+    report("Deleted Networks:", &pruned.networks_deleted.unwrap_or_default());
+    Ok(())
+}
+
+async fn volumes_away(args: &PruneArgs, all: bool, context: &Context) -> Result<u64> {
+    let mut words = args.filter.clone();
+    words.extend(all.then(|| "all=true".to_owned()));
+    let pruned: VolumesPruned = post("/volumes/prune", &words, context).await?;
+    report("Deleted Volumes:", &pruned.volumes_deleted.unwrap_or_default());
+    Ok(pruned.space_reclaimed)
 }

@@ -115,6 +115,9 @@ async fn list(args: ListArgs, context: &Context) -> Result<u8> {
                 "Mountpoint": volume.mountpoint,
                 "Labels": labels.join(","),
                 "Size": "N/A",
+                "Status": "N/A",
+                "Availability": "N/A",
+                "Group": "N/A",
                 "Links": "N/A",
             })
         })

@@ -89,6 +89,10 @@ fn evaluate(Pipeline(commands): &Pipeline, dot: &Value, scope: &Scope<'_>) -> Re
         };
         last = Some(match first {
             Term::Function(name) => functions::call(name, arguments(last)?)?,
+            // The one method with an argument that Docker's objects have.
+            Term::Field(path) if path.last().is_some_and(|name| name == "Label") => {
+                label(&fields(dot, &path[..path.len() - 1])?, &arguments(last)?)
+            }
             _ if command.len() > 1 || last.is_some() => {
                 bail!("template: :1: can't give argument to non-function")
             }
@@ -96,6 +100,20 @@ fn evaluate(Pipeline(commands): &Pipeline, dot: &Value, scope: &Scope<'_>) -> Re
         });
     }
     Ok(last.unwrap_or(Value::Null))
+}
+
+/// `{{.Label "name"}}`: one of the labels that are listed as `name=value,…`.
+fn label(object: &Value, arguments: &[Value]) -> Value {
+    let wanted = arguments.first().and_then(Value::as_str).unwrap_or_default();
+    let found = match &object["Labels"] {
+        Value::String(list) => list
+            .split(',')
+            .filter_map(|pair| pair.split_once('='))
+            .find(|(name, _)| *name == wanted)
+            .map(|(_, value)| value.to_owned()),
+        labels => labels[wanted].as_str().map(str::to_owned),
+    };
+    found.unwrap_or_default().into()
 }
 
 fn term_value(term: &Term, dot: &Value, scope: &Scope<'_>) -> Result<Value> {

@@ -168,10 +168,7 @@ impl Hierarchy {
                 Err(Errno::NOENT) => {
                     let parent = path.parent().filter(|parent| parent.parent().is_some());
                     let parent = parent.ok_or(io::ErrorKind::NotFound)?;
-                    if self.make(parent)? && self.has("cpuset") {
-                        // What is made below gets its CPUs without being asked.
-                        let _ = fs::write(self.dir(parent).join("cgroup.clone_children"), "1");
-                    }
+                    self.make(parent)?;
                 }
                 Err(errno) => return Err(errno.into()),
             }
@@ -188,6 +185,8 @@ impl Hierarchy {
                     fs::write(dir.join(file), fs::read(parent.join(file))?)?;
                 }
             }
+            // What is made below gets its CPUs without being asked.
+            let _ = fs::write(dir.join("cgroup.clone_children"), "1");
         }
         if self.unified
             && let Some(parent) = dir.parent()

@@ -103,13 +103,27 @@ impl Cgroup {
         }
     }
 
-    /// Moves a process into the group, where it was not born in it.
-    pub(crate) fn place(&self, pid: u32) -> Result<(), Error> {
-        let Layout::V1 { hierarchies, .. } = self.layout else { return Ok(()) };
-        for hierarchy in hierarchies {
-            files::write(&hierarchy.dir(&self.path).join("cgroup.procs"), &pid.to_string())?;
+    /// Moves a process into the group; one that was born in it only in v1,
+    /// where nobody is.
+    pub(crate) fn place(&self, pid: u32, born: bool) -> Result<(), Error> {
+        let pid = pid.to_string();
+        let unified = self.layout.unified().filter(|_| !born);
+        let v1 = match self.layout {
+            Layout::V1 { hierarchies, .. } => &hierarchies[..],
+            Layout::V2(_) => &[],
+        };
+        for hierarchy in v1.iter().chain(unified) {
+            files::write(&hierarchy.dir(&self.path).join("cgroup.procs"), &pid)?;
         }
         Ok(())
+    }
+
+    /// Whether it is frozen or about to be.
+    pub(crate) fn is_paused(&self) -> bool {
+        match self.layout {
+            Layout::V1 { .. } => v1::is_frozen(&self.v1()),
+            Layout::V2(mount) => v2::is_frozen(&mount.dir(&self.path)),
+        }
     }
 
     /// Sets limits and, with `first`, what devices may be used.

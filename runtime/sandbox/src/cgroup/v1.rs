@@ -155,6 +155,11 @@ pub(super) fn freeze(group: &Group<'_>, frozen: bool, deadline: Instant) -> Resu
     }
 }
 
+pub(super) fn is_frozen(group: &Group<'_>) -> bool {
+    let state = group.file("freezer", "freezer.state").map(|file| files::read(&file));
+    state.is_some_and(|state| state.is_ok_and(|state| state.trim() != "THAWED"))
+}
+
 pub(super) fn oom_kills(group: &Group<'_>) -> u64 {
     let Some(file) = group.file("memory", "memory.oom_control") else { return 0 };
     files::table(&file).get("oom_kill").copied().unwrap_or(0)

@@ -117,6 +117,10 @@ pub(super) fn freeze(dir: &Path, frozen: bool, deadline: Instant) -> Result<(), 
     Ok(())
 }
 
+pub(super) fn is_frozen(dir: &Path) -> bool {
+    files::number(&dir.join("cgroup.freeze")) != 0
+}
+
 pub(super) fn oom_kills(dir: &Path) -> u64 {
     files::table(&dir.join("memory.events")).get("oom_kill").copied().unwrap_or(0)
 }

@@ -46,6 +46,9 @@ pub(crate) struct Context<'a> {
     pub(crate) identity: &'a Identity,
     /// What it may call.
     pub(crate) filter: Option<&'a Filter>,
+    /// It dies with the thread that started it. Not for one that was born by a
+    /// passing thread, to join a pid namespace: it dies with that namespace.
+    pub(crate) bound: bool,
     /// Capabilities that can be given at all.
     pub(crate) available: u64,
     /// Cgroup directories of v1 by name; empty is v2.

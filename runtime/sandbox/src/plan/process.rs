@@ -141,7 +141,9 @@ pub(super) fn drop_privileges(
         ops.push(Op::OwnStreams { uid: identity.uid });
     }
     ops.push(Op::Identity { uid: identity.uid, gid: identity.gid, groups: Bytes(&groups) });
-    ops.push(Op::DieWithParent {});
+    if context.bound {
+        ops.push(Op::DieWithParent {});
+    }
     if keep > 0 {
         ops.push(Op::Keep { count: keep });
     }
