@@ -18,6 +18,19 @@ pub struct Inventory {
 }
 
 impl Inventory {
+    /// Takes stock once the kernel has removed the interfaces of namespaces that
+    /// are gone, which it does in its own time; gives up waiting after a while.
+    pub fn settled(exec_root: &Path, ids: &[String]) -> Self {
+        let began = std::time::Instant::now();
+        loop {
+            let found = Self::take(exec_root, ids);
+            let pending = found.links.iter().any(|link| link.starts_with("kv"));
+            if !pending || began.elapsed().as_secs() > 10 {
+                return found;
+            }
+        }
+    }
+
     /// Takes stock; `ids` are the containers whose cgroups count.
     pub fn take(exec_root: &Path, ids: &[String]) -> Self {
         Self {

@@ -92,14 +92,14 @@ fn k02_a_killed_shim_is_noticed_cleaned_up_and_recorded() {
     world.knarr(&["run", "-d", "--name", "spare", "busybox", "true"]).ok();
     world.knarr(&["wait", "spare"]).ok();
     world.knarr(&["rm", "spare"]).ok();
-    let before = Inventory::take(&world.exec_root(), &[]);
+    let before = Inventory::settled(&world.exec_root(), &[]);
     world.knarr(&["run", "-d", "--name", "one", "-p", "8080:80", "busybox", "sleep", "1000"]).ok();
     let id = ids(&world).remove(0);
     kill(Pid::from_raw(shim_pid(&world, &id)), Signal::SIGKILL).unwrap();
     assert_eq!(world.knarr(&["wait", "one"]).ok(), "137");
     assert_eq!(status(&world, "one"), "exited 137");
     world.knarr(&["rm", "one"]).ok();
-    let after = Inventory::take(&world.exec_root(), std::slice::from_ref(&id));
+    let after = Inventory::settled(&world.exec_root(), std::slice::from_ref(&id));
     assert_eq!(after, before, "nothing is left behind");
 }
 
@@ -125,11 +125,7 @@ fn k03_both_killed_leaves_no_orphan() {
 fn s04_runs_leave_nothing_behind() {
     let world = world_of_both();
     world.knarr(&["run", "--rm", "-p", "8080:80", "busybox", "true"]).ok();
-    // The kernel removes interfaces of dead namespaces in its own time.
-    let mut before = Inventory::take(&world.exec_root(), &[]);
-    while before.links.iter().any(|link| link.starts_with("kv")) {
-        before = Inventory::take(&world.exec_root(), &[]);
-    }
+    let before = Inventory::settled(&world.exec_root(), &[]);
     let mut seen = Vec::new();
     for image in ["busybox", "hello", "busybox"] {
         let id = world.knarr(&["create", "-p", "8080:80", "-v", "/data", image, "true"]).ok();
@@ -137,11 +133,7 @@ fn s04_runs_leave_nothing_behind() {
         world.knarr(&["rm", "-v", &id]).ok();
         seen.push(id);
     }
-    let mut after = Inventory::take(&world.exec_root(), &seen);
-    while after.links.iter().any(|link| link.starts_with("kv")) {
-        after = Inventory::take(&world.exec_root(), &seen);
-    }
-    assert_eq!(after, before);
+    assert_eq!(Inventory::settled(&world.exec_root(), &seen), before);
 }
 
 #[test]
