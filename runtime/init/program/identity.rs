@@ -93,6 +93,22 @@ pub fn seccomp(flags: u32, filter: &[u8]) -> Answer<()> {
     Ok(())
 }
 
+/// The same with a listener for its notifications: the descriptor.
+pub fn seccomp_listener(flags: u32, filter: &[u8]) -> Answer<i32> {
+    let len = u16::try_from(filter.len() / 8).map_err(|_| EINVAL)?;
+    let program = Program { len, filter: filter.as_ptr() };
+    let flags = flags | 8 /* SECCOMP_FILTER_FLAG_NEW_LISTENER */;
+    Ok(sys!(SECCOMP, 1 /* SET_MODE_FILTER */, flags, &raw const program)? as i32)
+}
+
+/// Writes to a file of the host, while there is one.
+pub fn write(path: &core::ffi::CStr, value: &[u8]) -> Answer<()> {
+    let fd = open(AT_FDCWD, path, O_WRONLY, 0, 0)?;
+    let count = sys!(WRITE, fd, value.as_ptr(), value.len())?;
+    close(fd);
+    if count == value.len() { Ok(()) } else { Err(EINVAL) }
+}
+
 pub fn keyring(name: &core::ffi::CStr) -> Answer<()> {
     match sys!(KEYCTL, 1 /* JOIN_SESSION_KEYRING */, name.as_ptr()) {
         // A kernel without keyrings has none to share.

@@ -131,9 +131,23 @@ impl Root {
     /// Makes a detached mount the root of our namespace.
     pub fn enter(&mut self, mount: i32) -> Answer<()> {
         // On top of the old root, so that no directory of the host is needed.
-        let here = open(AT_FDCWD, c"/", O_PATH | O_DIRECTORY, 0, 0)?;
+        self.place(mount, c"")?;
+        self.pivot()
+    }
+
+    /// Puts a detached mount on a path of the host, and works beneath it.
+    pub fn place(&mut self, mount: i32, target: &CStr) -> Answer<()> {
+        let target = if target.is_empty() { c"/" } else { target };
+        let here = open(AT_FDCWD, target, O_PATH | O_DIRECTORY, 0, 0)?;
         move_mount(mount, here)?;
         close(here);
+        self.fd = mount;
+        Ok(())
+    }
+
+    /// Makes what was placed the root of our namespace.
+    pub fn pivot(&mut self) -> Answer<()> {
+        let mount = self.fd;
         sys!(FCHDIR, mount)?;
         sys!(PIVOT_ROOT, c".".as_ptr(), c".".as_ptr())?;
         // The old root now lies on the new one. It goes before any name is
@@ -141,7 +155,14 @@ impl Root {
         // for openat2 with RESOLVE_IN_ROOT, and a link of the image may say so.
         sys!(UMOUNT2, c".".as_ptr(), 2 /* MNT_DETACH */)?;
         sys!(FCHDIR, mount)?;
-        self.fd = mount;
+        Ok(())
+    }
+
+    /// Where there is no pivot_root: the host's root stays beneath ours.
+    pub fn chroot(&mut self) -> Answer<()> {
+        sys!(FCHDIR, self.fd)?;
+        sys!(CHROOT, c".".as_ptr())?;
+        sys!(FCHDIR, self.fd)?;
         Ok(())
     }
 

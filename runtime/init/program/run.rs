@@ -120,6 +120,29 @@ impl Launch {
             Op::OwnStreams { uid } => identity::own_streams(uid),
             Op::Unshare { kinds } => sys!(UNSHARE, kinds).map(drop),
             Op::Personality { persona } => sys!(PERSONALITY, persona).map(drop),
+            Op::Listen { fd } => {
+                let listener = self.fd(fd)?;
+                socket::say(Frame { kind: Frame::READY, op: index, errno: 0 })?;
+                socket::await_caller(listener)
+            }
+            Op::PlaceRoot { fd, target } => {
+                let mount = self.fd(fd)?;
+                self.root.place(mount, target)
+            }
+            Op::Pivot {} => root.pivot(),
+            Op::Chroot {} => root.chroot(),
+            Op::TimeOffsets { text } => identity::write(c"/proc/self/timens_offsets", text.0),
+            Op::Scheduler { attributes } => {
+                sys!(SCHED_SETATTR, 0, attributes.0.as_ptr(), 0).map(drop)
+            }
+            Op::IoPriority { priority } => sys!(IOPRIO_SET, 1, 0, priority).map(drop),
+            Op::SeccompListener { flags, filter } => {
+                let listener = identity::seccomp_listener(flags, filter.0)?;
+                socket::say(Frame { kind: Frame::LISTENER, op: index, errno: listener })?;
+                socket::await_go()?;
+                close(listener);
+                Ok(())
+            }
         }
     }
 

@@ -136,6 +136,34 @@ pub fn give_console(op: u32, master: i32) -> Answer<()> {
     Ok(())
 }
 
+/// Lets go of the parent and waits for somebody who connects and says go; who
+/// connects and says nothing changes nothing.
+pub fn await_caller(listener: i32) -> Answer<()> {
+    // The parent is not waited for by anybody who waits for our end of it.
+    close(SOCKET_FD);
+    loop {
+        let caller = match sys!(ACCEPT4, listener, 0, 0, O_CLOEXEC) {
+            Ok(fd) => fd as i32,
+            Err(EINTR) => continue,
+            Err(errno) => return Err(errno),
+        };
+        let mut go = [0u8];
+        let got = loop {
+            match sys!(READ, caller, go.as_mut_ptr(), 1) {
+                Err(EINTR) => {}
+                other => break other,
+            }
+        };
+        if got == Ok(1) {
+            sys!(DUP3, caller, SOCKET_FD, O_CLOEXEC)?;
+            close(caller);
+            close(listener);
+            return Ok(());
+        }
+        close(caller);
+    }
+}
+
 /// Waits to be told to go on.
 pub fn await_go() -> Answer<()> {
     read_exactly(&mut [0u8])

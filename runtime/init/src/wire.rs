@@ -439,12 +439,55 @@ ops! {
         /// See personality(2).
         persona: u32
     }
+    /// As [`Op::Ready`], but for a parent that will not be there any more:
+    /// from here on the conversation goes on with whoever connects.
+    Listen = 43 {
+        /// A listening stream socket.
+        fd: Fd
+    }
+    /// Puts the root on a path of the host, or over its root, without entering
+    /// it: the host's mounts stay visible until [`Op::Pivot`].
+    PlaceRoot = 44 {
+        /// The mount.
+        fd: Fd,
+        /// Absolute path on the host; nothing is the root.
+        target: &'a CStr
+    }
+    /// Makes the root that was placed the root of the namespace, and lets go of
+    /// the host's mounts.
+    Pivot = 45 {}
+    /// The same where the kernel knows no pivot_root, that is on the root of an
+    /// initial ramdisk: the host's root stays, beneath ours.
+    Chroot = 46 {}
+    /// Sets the clocks of the time namespace that the program will be in.
+    TimeOffsets = 47 {
+        /// Lines of `clock seconds nanoseconds`.
+        text: Bytes<'a>
+    }
+    /// Sets scheduling policy and attributes.
+    Scheduler = 48 {
+        /// `struct sched_attr`.
+        attributes: Bytes<'a>
+    }
+    /// Sets the I/O priority.
+    IoPriority = 49 {
+        /// Class and level, see ioprio_set(2).
+        priority: u32
+    }
+    /// Loads a seccomp filter whose notifications go to a listener, says its
+    /// number to the parent, and waits until that has taken it.
+    SeccompListener = 50 {
+        /// SECCOMP_FILTER_FLAG_* bits.
+        flags: u32,
+        /// Instructions, eight bytes each.
+        filter: Bytes<'a>
+    }
 }
 
 /// What `knarr-init` says to its parent: four u32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Frame {
-    /// [`Frame::READY`], [`Frame::ERROR`] or [`Frame::CONSOLE`].
+    /// [`Frame::READY`], [`Frame::ERROR`], [`Frame::CONSOLE`] or [`Frame::LISTENER`].
     pub kind: u32,
     /// Index of the operation.
     pub op: u32,
@@ -459,6 +502,8 @@ impl Frame {
     pub const ERROR: u32 = 2;
     /// The master of the terminal comes with this frame.
     pub const CONSOLE: u32 = 3;
+    /// The listener of a seccomp filter is the descriptor whose number `errno` is.
+    pub const LISTENER: u32 = 4;
     /// Bytes of a frame.
     pub const SIZE: usize = 16;
 

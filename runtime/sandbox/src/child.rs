@@ -39,6 +39,29 @@ impl Child {
         Self(Arc::new(Inner { pid, pidfd, start_time: OnceLock::new(), status: OnceLock::new() }))
     }
 
+    /// A process that somebody else started, or we in another life: none where
+    /// that number is another process's by now. It can be watched and killed,
+    /// not waited for.
+    pub(crate) fn of(pid: u32, start_time: u64) -> Result<Option<Self>, Error> {
+        use rustix::process::{Pid, PidfdFlags, pidfd_open};
+        let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
+        let pidfd = match pidfd_open(raw, PidfdFlags::empty()) {
+            Ok(pidfd) => pidfd,
+            Err(Errno::SRCH | Errno::INVAL) => return Ok(None),
+            Err(errno) => return Err(Error::system(format_args!("open process {pid}"), errno)),
+        };
+        // Asked after it was opened, so the number cannot have gone to another since.
+        let child = Self::new(pid, pidfd);
+        Ok((child.start_time() == start_time && !child.has_ended()).then_some(child))
+    }
+
+    /// Whether it has ended, waited for or not.
+    pub fn has_ended(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let mut fds = [PollFd::new(&self.0.pidfd, PollFlags::IN)];
+        !matches!(poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(0))
+    }
+
     /// Its number in our own pid namespace.
     pub fn pid(&self) -> u32 {
         self.0.pid

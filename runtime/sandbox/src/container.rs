@@ -10,17 +10,15 @@ use knarr_model::{
     Signal,
     task::{InterfaceStats, TaskStats},
 };
-use oci_spec::runtime::{LinuxResources, Process};
-use rustix::{
-    fs::{Mode, OFlags},
-    process::{WaitId, WaitIdOptions},
-};
+use oci_spec::runtime::{LinuxResources, Process, Spec};
+use rustix::fs::{Mode, OFlags};
 
 use crate::{
-    Cgroup, Child, CreateOptions, Error, Failure, INIT_ANNOTATION, Stdio,
+    Cgroup, Child, CreateOptions, Error, Failure, INIT_ANNOTATION, Manner, Stdio,
+    hooks::{Hooks, Moment},
     launch::{Birth, Launched, launch, oom_score, pid_namespace},
     ops::{Ops, Wish},
-    plan::{self, Context, Identity, Namespaces, PidNamespace, annotation},
+    plan::{self, Context, Identity, Namespaces, PidNamespace, Style, annotation},
     seccomp::{self, Filter},
     user, wishes,
 };
@@ -46,6 +44,7 @@ pub struct Container {
     /// CLONE_NEW* bits that an exec joins.
     kinds: u32,
     wasm: bool,
+    hooks: Option<Box<Hooks>>,
 }
 
 /// Removes the cgroup, and kills what is in it, unless everything went well.
@@ -69,6 +68,11 @@ impl Drop for Undo<'_> {
 /// Makes the container: namespaces, cgroup, root filesystem, mounts. Its first
 /// process is `knarr-init`, which waits.
 pub fn create(options: CreateOptions<'_>) -> Result<Created, Error> {
+    create_with(options, Manner::default())
+}
+
+/// The same in another manner than the shim's.
+pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created, Error> {
     let CreateOptions { id, bundle, spec, rootfs, stdio } = options;
     let process = spec
         .process()
@@ -77,20 +81,13 @@ pub fn create(options: CreateOptions<'_>) -> Result<Created, Error> {
     let linux = spec.linux().as_ref().ok_or_else(|| {
         Error::new(Failure::InvalidSpec, "the specification has no linux section")
     })?;
-    if spec.hooks().as_ref().is_some_and(has_hooks) {
-        return Err(Error::new(Failure::NotSupported, "hooks are not supported"));
-    }
+    let hooks = Hooks::of(spec, id, bundle)?;
     let namespaces = Namespaces::of(spec)?;
     let wasm = plan::is_wasm(spec);
     let seccomp = seccomp::Choice::of(spec)?;
     let filter = seccomp.filter(process)?;
 
-    let path = linux
-        .cgroups_path()
-        .clone()
-        .filter(|path| !path.as_os_str().is_empty())
-        .unwrap_or_else(|| PathBuf::from("/knarr").join(id));
-    let cgroup = Cgroup::create(&path)?;
+    let cgroup = Cgroup::create(&cgroup_path(spec, id))?;
     let mut undo = Undo { cgroup: Some(&cgroup), child: None };
 
     let terminal = terminal(&stdio);
@@ -108,6 +105,10 @@ pub fn create(options: CreateOptions<'_>) -> Result<Created, Error> {
     let mut launched = launch(&birth, &stdio)?;
     undo.child = Some(launched.child.clone());
 
+    let hold = match &hooks {
+        Some(hooks) if hooks.holds() => Some(wishes::root_path(spec, bundle)?),
+        _ => None,
+    };
     let root = wishes::root(rootfs, spec, bundle)?;
     let identity = identity(Some(root.as_fd()), process)?;
     let ops = plan::create(
@@ -116,11 +117,18 @@ pub fn create(options: CreateOptions<'_>) -> Result<Created, Error> {
             id,
             identity: &identity,
             filter: filter.as_deref(),
-            bound: !matches!(namespaces.pid, PidNamespace::Joined(_)),
+            bound: !manner.outlives && !matches!(namespaces.pid, PidNamespace::Joined(_)),
             available: available()?,
             cgroups: &cgroup.visible(),
             terminal,
             init: annotation(spec, INIT_ANNOTATION) == Some("true"),
+            style: Style {
+                listens: manner.listener.is_some(),
+                inherited: manner.inherited.len() as u32,
+                no_pivot: manner.no_pivot,
+                no_new_keyring: manner.no_new_keyring,
+                hold,
+            },
         },
     )?;
     drop(stdio);
@@ -131,11 +139,23 @@ pub fn create(options: CreateOptions<'_>) -> Result<Created, Error> {
     }
     cgroup.place(launched.child.pid(), true)?;
     oom_score(&launched.child, process.oom_score_adj())?;
-    let mut root = Some(root);
+    let (mut root, mut listener) = (Some(root), manner.listener);
+    let mut inherited = manner.inherited.into_iter();
     launched.send(&ops, |wish| match wish {
         Wish::Root => root.take().map(Ok),
+        Wish::Listener => listener.take().map(Ok),
+        Wish::Inherited(_) => inherited.next().map(Ok),
         _ => None,
     })?;
+    if let Some(hooks) = hooks.as_ref().filter(|hooks| hooks.holds()) {
+        launched.await_ready(&ops)?;
+        let pid = Some(launched.child.pid());
+        hooks.run(Moment::Prestart, pid, None)?;
+        hooks.run(Moment::CreateRuntime, pid, None)?;
+        let kinds = exec_kinds(&namespaces);
+        hooks.run(Moment::CreateContainer, pid, Some((&launched.child, kinds)))?;
+        launched.go()?;
+    }
     launched.await_ready(&ops)?;
     let console = launched.console().or(host_console);
 
@@ -150,21 +170,17 @@ pub fn create(options: CreateOptions<'_>) -> Result<Created, Error> {
         seccomp,
         kinds: exec_kinds(&namespaces),
         wasm,
+        hooks,
     };
     Ok(Created { parts: Some((container, launched, ops)), console })
 }
 
-fn has_hooks(hooks: &oci_spec::runtime::Hooks) -> bool {
-    [
-        hooks.prestart(),
-        hooks.create_runtime(),
-        hooks.create_container(),
-        hooks.start_container(),
-        hooks.poststart(),
-        hooks.poststop(),
-    ]
-    .into_iter()
-    .any(|list| list.as_ref().is_some_and(|list| !list.is_empty()))
+/// Where its control group is.
+fn cgroup_path(spec: &Spec, id: &str) -> PathBuf {
+    let given = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone());
+    given
+        .filter(|path| !path.as_os_str().is_empty())
+        .unwrap_or_else(|| PathBuf::from("/knarr").join(id))
 }
 
 /// What an exec joins: everything that the container does not share with us.
@@ -222,15 +238,35 @@ impl Created {
         self.console.take()
     }
 
+    /// Lets go of a container that waits on its [`listener`](Manner::listener):
+    /// it stays as it is, for another process to find and start.
+    pub fn leave(mut self) -> Left {
+        let (container, launched, ops) = self.parts.take().expect("taken only here and in start");
+        let child = &launched.child;
+        drop(container);
+        Left { pid: child.pid(), start_time: child.start_time(), plan: ops.bytes }
+    }
+
     /// Lets the first process become the program; returns when `execve` has
     /// succeeded. On failure everything is removed.
     pub fn start(mut self) -> Result<Container, Error> {
-        let (_, launched, ops) = self.parts.as_mut().expect("taken only below");
-        launched.go()?;
-        launched.await_exec(ops)?;
+        let (container, launched, ops) = self.parts.as_mut().expect("taken only below");
+        container.run_to_exec(launched, ops)?;
         let (container, ..) = self.parts.take().expect("taken only here");
         Ok(container)
     }
+}
+
+/// What another process needs to find a container again, beside its
+/// specification: see [`Container::find`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Left {
+    /// The first process, in our own pid namespace.
+    pub pid: u32,
+    /// Field 22 of `/proc/PID/stat`.
+    pub start_time: u64,
+    /// What it carries out, for the words of an error.
+    pub plan: Vec<u8>,
 }
 
 impl Drop for Created {
@@ -244,6 +280,41 @@ impl Drop for Created {
 }
 
 impl Container {
+    /// A container that another process made; none where its first process has ended.
+    pub fn find(id: &str, bundle: &Path, spec: &Spec, left: &Left) -> Result<Option<Self>, Error> {
+        let Some(init) = Child::of(left.pid, left.start_time)? else { return Ok(None) };
+        Ok(Some(Self {
+            id: id.to_owned(),
+            init,
+            cgroup: Cgroup::open(&cgroup_path(spec, id))?,
+            filter: None,
+            seccomp: seccomp::Choice::of(spec)?,
+            kinds: exec_kinds(&Namespaces::of(spec)?),
+            wasm: plan::is_wasm(spec),
+            hooks: Hooks::of(spec, id, bundle)?,
+        }))
+    }
+
+    /// Starts one that was [left](Created::leave), over a connection to its
+    /// listener; returns when `execve` has succeeded.
+    pub fn start(&self, connection: OwnedFd, left: &Left) -> Result<(), Error> {
+        let mut launched = Launched::left(self.init.clone(), connection)?;
+        let ops = Ops { bytes: left.plan.clone(), wishes: Vec::new() };
+        self.run_to_exec(&mut launched, &ops)
+    }
+
+    /// The way from created to running, with the hooks on it.
+    fn run_to_exec(&self, launched: &mut Launched, ops: &Ops) -> Result<(), Error> {
+        let hook = |moment, inside| match &self.hooks {
+            Some(hooks) => hooks.run(moment, Some(self.init.pid()), inside),
+            None => Ok(()),
+        };
+        hook(Moment::StartContainer, Some((&self.init, self.kinds)))?;
+        launched.go()?;
+        launched.await_exec(ops)?;
+        hook(Moment::Poststart, None)
+    }
+
     /// The first process.
     pub fn init(&self) -> &Child {
         &self.init
@@ -257,6 +328,16 @@ impl Container {
     /// Runs another process in it. The second value is the master side of its
     /// terminal, where one was asked for.
     pub fn exec(&self, process: &Process, stdio: Stdio) -> Result<(Child, Option<OwnedFd>), Error> {
+        self.exec_with(process, stdio, Vec::new())
+    }
+
+    /// The same for a process that inherits descriptors 3, 4, …
+    pub fn exec_with(
+        &self,
+        process: &Process,
+        stdio: Stdio,
+        inherited: Vec<OwnedFd>,
+    ) -> Result<(Child, Option<OwnedFd>), Error> {
         if self.wasm {
             let text = "a wasm container has no other programs to run";
             return Err(Error::new(Failure::NotSupported, text));
@@ -289,6 +370,7 @@ impl Container {
                 cgroups: &[],
                 terminal: terminal(&stdio),
                 init: false,
+                style: Style { inherited: inherited.len() as u32, ..Style::default() },
             },
             self.kinds,
         )?;
@@ -301,7 +383,9 @@ impl Container {
         let mut undo = Undo { cgroup: None, child: Some(launched.child.clone()) };
         self.cgroup.place(launched.child.pid(), false)?;
         oom_score(&launched.child, process.oom_score_adj())?;
+        let mut inherited = inherited.into_iter();
         launched.send(&ops, |wish| match wish {
+            Wish::Inherited(_) => inherited.next().map(Ok),
             Wish::Container => Some(
                 self.init
                     .pidfd()
@@ -317,8 +401,7 @@ impl Container {
 
     /// Whether the first process has ended, reaped or not.
     fn has_ended(&self) -> bool {
-        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-        !matches!(rustix::process::waitid(WaitId::PidFd(self.init.pidfd()), options), Ok(None))
+        self.init.has_ended()
     }
 
     /// Sends a signal to the first process.
@@ -329,6 +412,11 @@ impl Container {
     /// Kills every process of the container's cgroup, also when it is paused.
     pub fn kill_all(&self) -> Result<(), Error> {
         self.cgroup.kill_all()
+    }
+
+    /// Whether it is frozen or about to be.
+    pub fn is_paused(&self) -> bool {
+        self.cgroup.is_paused()
     }
 
     /// Freezes it; success means that it is frozen.
@@ -368,7 +456,9 @@ impl Container {
 
     /// Kills what is left of it and removes its cgroup. Idempotent.
     pub fn delete(&self) -> Result<(), Error> {
-        self.cgroup.delete()
+        let deleted = self.cgroup.delete();
+        let told = self.hooks.as_ref().map(|hooks| hooks.run(Moment::Poststop, None, None));
+        deleted.and(told.unwrap_or(Ok(())))
     }
 }
 
@@ -401,8 +491,23 @@ fn interface(line: &str) -> Option<(String, InterfaceStats)> {
     Some((name.to_owned(), stats))
 }
 
+/// The control group of a container, made or not.
+pub fn cgroup_of(spec: &Spec, id: &str) -> Result<Cgroup, Error> {
+    Cgroup::open(&cgroup_path(spec, id))
+}
+
 /// Removes what a container left behind whose shim is gone: its processes and
 /// its control group. Idempotent.
 pub fn clean_up(cgroup: &Path) -> Result<(), Error> {
     Cgroup::open(cgroup)?.delete()
+}
+
+/// The same for a container whose specification is known, with its poststop hooks.
+pub fn clean_up_after(id: &str, bundle: &Path, spec: &Spec) -> Result<(), Error> {
+    let cleaned = clean_up(&cgroup_path(spec, id));
+    let told = match Hooks::of(spec, id, bundle)? {
+        Some(hooks) => hooks.run(Moment::Poststop, None, None),
+        None => Ok(()),
+    };
+    cleaned.and(told)
 }

@@ -139,6 +139,15 @@ fn launch_in(
 }
 
 impl Launched {
+    /// One that another process left waiting on a socket.
+    pub(crate) fn left(child: Child, socket: OwnedFd) -> Result<Self, Error> {
+        for direction in [Timeout::Recv, Timeout::Send] {
+            set_socket_timeout(&socket, direction, Some(PATIENCE))
+                .map_err(|errno| Error::system("set a socket's timeout", errno))?;
+        }
+        Ok(Self { child, socket, console: None })
+    }
+
     /// Opens what the launch wishes for and sends it. `given` are the
     /// descriptors that only the caller has.
     pub(crate) fn send(

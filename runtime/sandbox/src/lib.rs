@@ -40,6 +40,7 @@ mod cgroup;
 mod child;
 mod container;
 mod error;
+mod hooks;
 mod launch;
 mod ops;
 mod options;
@@ -51,7 +52,9 @@ mod wishes;
 
 pub use cgroup::Cgroup;
 pub use child::{Child, ExitStatus};
-pub use container::{Container, Created, clean_up, create};
+pub use container::{
+    Container, Created, Left, cgroup_of, clean_up, clean_up_after, create, create_with,
+};
 pub use error::{Error, Failure};
-pub use options::{CreateOptions, INIT_ANNOTATION, RootfsMount, SECCOMP_ANNOTATION, Stdio};
+pub use options::{CreateOptions, INIT_ANNOTATION, Manner, RootfsMount, SECCOMP_ANNOTATION, Stdio};
 pub use user::{ResolvedUser, resolve_user};

@@ -31,6 +31,10 @@ pub(crate) enum Wish {
     File(PathBuf),
     /// A sealed file of this text, in memory.
     Data(String),
+    /// What the caller gives the program to inherit, by its place.
+    Inherited(u32),
+    /// Where the caller lets it wait.
+    Listener,
 }
 
 /// How a path of the host appears in the container.

@@ -29,6 +29,24 @@ pub struct CreateOptions<'a> {
     pub stdio: Stdio,
 }
 
+/// How a container stands to the process that makes it. The default is the
+/// shim's: it dies with its maker, and is started by it.
+#[derive(Debug, Default)]
+pub struct Manner {
+    /// It lives on when the thread that made it ends.
+    pub outlives: bool,
+    /// A listening stream socket on which it waits to be started, by whoever
+    /// connects: its maker may be gone ([`Created::leave`](crate::Created::leave)).
+    pub listener: Option<OwnedFd>,
+    /// What its first process inherits as descriptors 3, 4, …
+    pub inherited: Vec<OwnedFd>,
+    /// The root is entered with chroot, for a host whose root is an initial
+    /// ramdisk. The host's mounts stay, beneath it.
+    pub no_pivot: bool,
+    /// It keeps its maker's session keyring.
+    pub no_new_keyring: bool,
+}
+
 /// A mount of the root filesystem, in containerd's form.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RootfsMount {

@@ -28,7 +28,7 @@ use crate::{
 /// Opens one wish. The root is the caller's: it may have been needed earlier.
 pub(crate) fn open(wish: &Wish) -> Result<OwnedFd, Error> {
     match wish {
-        Wish::Root | Wish::Container => {
+        Wish::Root | Wish::Container | Wish::Inherited(_) | Wish::Listener => {
             Err(Error::new(Failure::System, "a descriptor of the caller's was asked for twice"))
         }
         Wish::Empty { mode } => empty(*mode),
@@ -152,17 +152,7 @@ pub(crate) fn terminal(rows: u16, cols: u16) -> Result<(Stdio, Option<OwnedFd>),
 /// The root filesystem as a detached mount.
 pub(crate) fn root(mounts: &[RootfsMount], spec: &Spec, bundle: &Path) -> Result<OwnedFd, Error> {
     match mounts {
-        [] => {
-            let root = spec
-                .root()
-                .as_ref()
-                .ok_or_else(|| Error::new(Failure::InvalidSpec, "the specification has no root"))?;
-            let path = bundle.join(root.path());
-            let path = path.canonicalize().map_err(|error| {
-                Error::system(format_args!("root filesystem {}", path.display()), error)
-            })?;
-            bind(&plain(path, true))
-        }
+        [] => bind(&plain(root_path(spec, bundle)?, true)),
         [one] if one.kind == "overlay" => overlay::mount(&one.options),
         [one] if matches!(one.kind.as_str(), "bind" | "none" | "") => {
             let has = |name: &str| one.options.iter().any(|option| option == name);
@@ -186,6 +176,17 @@ pub(crate) fn root(mounts: &[RootfsMount], spec: &Spec, bundle: &Path) -> Result
             Err(Error::new(Failure::NotSupported, text))
         }
     }
+}
+
+/// Where the root filesystem is on the host.
+pub(crate) fn root_path(spec: &Spec, bundle: &Path) -> Result<PathBuf, Error> {
+    let root = spec
+        .root()
+        .as_ref()
+        .ok_or_else(|| Error::new(Failure::InvalidSpec, "the specification has no root"))?;
+    let path = bundle.join(root.path());
+    path.canonicalize()
+        .map_err(|error| Error::system(format_args!("root filesystem {}", path.display()), error))
 }
 
 pub(crate) fn plain(source: PathBuf, recursive: bool) -> Bind {

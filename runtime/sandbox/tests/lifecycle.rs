@@ -385,7 +385,6 @@ fn s02_hostile_specifications_are_refused() {
         ("/linux/sysctl", json!({ "vm.overcommit_memory": "1" })),
         ("/linux/namespaces", json!([{ "type": "pid" }])),
         ("/linux/namespaces", json!([{ "type": "mount" }, { "type": "mount" }])),
-        ("/hooks", json!({ "poststop": [{ "path": "/bin/true" }] })),
         ("/hostname", json!("x".repeat(65))),
         ("/mounts", json!([{ "destination": "/proc", "type": "tmpfs" }])),
         ("/mounts", json!([{ "destination": "/", "type": "tmpfs" }])),

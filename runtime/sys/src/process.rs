@@ -73,7 +73,7 @@ const STACK: usize = 16 * 1024;
 /// the calling thread waits until it has executed the program. It does nothing
 /// but arrange descriptors and execute, so this is sound in a process with
 /// threads. All its signals are blocked, and all descriptors but the four named
-/// ones are closed if they are close-on-exec, as ours are. Where the program
+/// ones are closed. Where the program
 /// cannot be executed the child exits with the errno.
 pub fn launch(launch: &Launch<'_>) -> Result<(u32, OwnedFd), Errno> {
     let mut pidfd: libc::c_int = -1;
@@ -165,6 +165,8 @@ unsafe extern "C" fn obey(orders: *const Orders) -> ! {
         let program = aside(orders.program);
         let socket = aside(orders.socket);
         let mut good = program >= 0 && socket >= 0;
+        // What others left open to us is not for it.
+        libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
         let stdio = orders.stdio.map(aside);
         for (number, fd) in stdio.into_iter().enumerate() {
             good = good && fd >= 0 && libc::dup3(fd, number as i32, 0) >= 0;

@@ -57,6 +57,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &["knarr-api", "knarr-engine", "knarr-model", "knarr-network", "knarr-registry"],
     ),
     ("containerd-shim-knarr-v1", &["knarr-model", "knarr-sandbox", "knarr-sys"]),
+    ("knarr-oci", &["knarr-model", "knarr-sandbox"]),
     ("knarr-example-backend", &[]),
     ("knarr-harness", &[]),
     ("knarr-e2e", &[]),

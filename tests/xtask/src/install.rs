@@ -10,7 +10,8 @@ use anyhow::{Context as _, Result};
 
 use crate::run::products;
 
-const PROGRAMS: [&str; 4] = ["knarr", "knarrd", "containerd-shim-knarr-v1", "knarr-wasm"];
+const PROGRAMS: [&str; 5] =
+    ["knarr", "knarrd", "containerd-shim-knarr-v1", "knarr-wasm", "knarr-oci"];
 
 /// Installs below `prefix`, as `install(1)` would: to a new file first, then a
 /// rename, so that a running engine keeps the program it has.

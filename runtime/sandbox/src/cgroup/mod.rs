@@ -162,6 +162,39 @@ impl Cgroup {
         files::pids(&self.layout.main().dir(&self.path))
     }
 
+    /// Sends every process a signal.
+    pub fn signal(&self, signal: knarr_model::Signal) -> Result<(), Error> {
+        use rustix::process::{Pid, PidfdFlags, pidfd_open};
+        for pid in self.pids()? {
+            let Some(raw) = Pid::from_raw(pid as i32) else { continue };
+            // By descriptor, so that a real-time signal is one too.
+            let sent = pidfd_open(raw, PidfdFlags::empty()).and_then(|pidfd| {
+                knarr_sys::pidfd_send_signal(pidfd.as_fd(), i32::from(signal.number()))
+            });
+            match sent {
+                Ok(()) | Err(Errno::SRCH) => {}
+                Err(errno) => {
+                    return Err(Error::system(format_args!("send {signal} to {pid}"), errno));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves a process of the container into a group below its own.
+    pub fn enter(&self, below: &Path, pid: u32) -> Result<(), Error> {
+        let below = below.strip_prefix("/").unwrap_or(below);
+        if below.components().any(|part| !matches!(part, Component::Normal(_))) {
+            let text = format!("cgroup path {:?} does not stay below", below.display());
+            return Err(Error::new(Failure::InvalidSpec, text));
+        }
+        for hierarchy in self.layout.hierarchies() {
+            let dir = hierarchy.dir(&self.path).join(below);
+            files::write(&dir.join("cgroup.procs"), &pid.to_string())?;
+        }
+        Ok(())
+    }
+
     /// Kills every process, also paused ones, and waits until they are gone.
     pub fn kill_all(&self) -> Result<(), Error> {
         let deadline = Instant::now() + PATIENCE;

@@ -57,6 +57,47 @@ pub(crate) struct Context<'a> {
     pub(crate) terminal: Option<(u16, u16)>,
     /// knarr-init stays as process 1.
     pub(crate) init: bool,
+    /// What the caller wants otherwise than the engine does.
+    pub(crate) style: Style,
+}
+
+/// See [`Manner`](crate::Manner).
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Style {
+    /// It waits on a socket of the caller's to be started.
+    pub(crate) listens: bool,
+    /// How many descriptors the program inherits behind its streams.
+    pub(crate) inherited: u32,
+    /// The root is entered with chroot.
+    pub(crate) no_pivot: bool,
+    /// The session keyring stays.
+    pub(crate) no_new_keyring: bool,
+    /// Hooks are waited for before the root is entered, which lies here meanwhile.
+    pub(crate) hold: Option<PathBuf>,
+}
+
+impl Style {
+    /// The descriptors that the program inherits come first in the list.
+    fn inherit(&self, ops: &mut Ops) {
+        for place in 0..self.inherited {
+            ops.wish(Wish::Inherited(place));
+        }
+    }
+
+    /// Whether the host's mounts are needed while the container's are made.
+    fn late(&self) -> bool {
+        self.no_pivot || self.hold.is_some()
+    }
+
+    /// Everything is ready: whom it waits for.
+    fn ready(&self, ops: &mut Ops) {
+        if self.listens {
+            let fd = ops.wish(Wish::Listener);
+            ops.push(Op::Listen { fd });
+        } else {
+            ops.push(Op::Ready {});
+        }
+    }
 }
 
 const MS_PRIVATE: u64 = 1 << 18;
@@ -100,6 +141,7 @@ pub(crate) fn is_wasm(spec: &Spec) -> bool {
 /// The launch of another process in the container.
 pub(crate) fn exec(process: &Process, context: &Context<'_>, kinds: u32) -> Result<Ops, Error> {
     let mut ops = Ops::default();
+    context.style.inherit(&mut ops);
     let fd = ops.wish(Wish::Container);
     ops.push(Op::Setns { fd, kinds });
     ops.push(Op::Setsid {});
@@ -132,7 +174,10 @@ fn native(
     let linux = required(spec.linux().as_ref(), "linux section")?;
     let read_only = spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
     let mut ops = Ops::default();
-    enter(&mut ops, namespaces, linux.rootfs_propagation().as_deref(), Wish::Root)?;
+    context.style.inherit(&mut ops);
+    // The host's mounts are let go of at once, unless somebody needs them.
+    let style = &context.style;
+    enter(&mut ops, namespaces, linux.rootfs_propagation().as_deref(), Wish::Root, style)?;
 
     let mounts = spec.mounts().as_deref().unwrap_or_default();
     let sysctls = linux.sysctl().clone().unwrap_or_default();
@@ -147,6 +192,12 @@ fn native(
     if let Some((rows, cols)) = context.terminal {
         let uid = context.identity.uid;
         ops.push(Op::Terminal { rows: rows.into(), cols: cols.into(), uid, console: own_dev });
+    }
+    if style.late() {
+        if style.hold.is_some() {
+            ops.push(Op::Ready {});
+        }
+        ops.push(if style.no_pivot { Op::Chroot {} } else { Op::Pivot {} });
     }
     for path in linux.readonly_paths().iter().flatten() {
         ops.push(Op::ReadOnly { path: &container_path(Path::new(path))? });
@@ -174,7 +225,7 @@ fn native(
         };
         ops.push(Op::Personality { persona });
     }
-    ops.push(Op::Ready {});
+    context.style.ready(&mut ops);
     process::become_program(&mut ops, process, context)?;
     Ok(ops)
 }
@@ -185,6 +236,7 @@ fn enter(
     namespaces: &Namespaces,
     propagation: Option<&str>,
     root: Wish,
+    style: &Style,
 ) -> Result<(), Error> {
     for (kind, path) in &namespaces.joined {
         let fd = ops.wish(Wish::Namespace(path.clone()));
@@ -207,7 +259,14 @@ fn enter(
     ops.push(Op::Propagation { flags });
     ops.push(Op::OpenNull {});
     let fd = ops.wish(root);
-    ops.push(Op::EnterRoot { fd });
+    if style.late() {
+        // Hooks look for it where the specification says.
+        let path = style.hold.as_deref().map(|path| path.as_os_str().as_encoded_bytes());
+        let target = c_string("the root filesystem's path", path.unwrap_or_default())?;
+        ops.push(Op::PlaceRoot { fd, target: &target });
+    } else {
+        ops.push(Op::EnterRoot { fd });
+    }
     Ok(())
 }
 

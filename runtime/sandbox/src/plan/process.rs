@@ -114,7 +114,7 @@ pub(super) fn become_program(
     }
     let argv = Strings::new("an argument", arguments(process)?)?;
     let env = Strings::new("the environment", environment(process, context)?)?;
-    drop_privileges(ops, process, context, 0)?;
+    drop_privileges(ops, process, context, context.style.inherited)?;
     if context.init {
         ops.push(Op::Fork {});
     }
@@ -130,9 +130,10 @@ pub(super) fn drop_privileges(
     keep: u32,
 ) -> Result<(), Error> {
     let Context { identity, .. } = context;
-    ops.push(Op::Keyring {
-        name: &c_string("the container's id", format!("_ses.{}", context.id))?,
-    });
+    if !context.style.no_new_keyring {
+        let name = c_string("the container's id", format!("_ses.{}", context.id))?;
+        ops.push(Op::Keyring { name: &name });
+    }
     ops.push(Op::Umask { mask: process.user().umask().unwrap_or(0o022) });
     let sets = capabilities::Sets::of(process.capabilities().as_ref(), context.available);
     ops.push(Op::Bounding { keep: sets.bounding });

@@ -28,6 +28,7 @@ fn plan(spec: &Spec, identity: &Identity, terminal: Option<(u16, u16)>) -> Resul
         cgroups: &cgroups,
         terminal,
         init: false,
+        style: Style::default(),
     };
     create(spec, &context)
 }
@@ -69,6 +70,7 @@ fn the_launch_of_another_process() {
         cgroups: &[],
         terminal: None,
         init: false,
+        style: Style::default(),
     };
     let ops = exec(process, &context, 0x6c02_0000).expect("plan");
     insta::assert_snapshot!(format!("{ops:?}"));

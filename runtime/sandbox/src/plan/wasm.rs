@@ -64,12 +64,16 @@ pub(super) fn create(
         terminal: context.terminal.is_some(),
     });
     let message = message.map_err(|error| Error::system("encode the wasm launch", error))?;
+    if context.style.inherited > 0 {
+        let text = "a wasm container inherits no descriptors";
+        return Err(Error::new(Failure::NotSupported, text));
+    }
     // The first two descriptors, so that they are 3 and 4.
     ops.wish(Wish::Data(message));
     ops.wish(Wish::File(launch.code.clone()));
     let program = ops.wish(Wish::File(launch.host.clone()));
 
-    enter(&mut ops, namespaces, None, Wish::Empty { mode: 0o755 })?;
+    enter(&mut ops, namespaces, None, Wish::Empty { mode: 0o755 }, &context.style)?;
     let fd = ops.wish(Wish::Root);
     ops.push(Op::Attach { fd, target: c"/rootfs" });
     let granted =
@@ -86,7 +90,7 @@ pub(super) fn create(
         ops.push(Op::ControllingTerminal {});
     }
     steps::limits(&mut ops, process)?;
-    ops.push(Op::Ready {});
+    context.style.ready(&mut ops);
 
     let mut bare = process.clone();
     bare.set_capabilities(None).set_no_new_privileges(Some(true));

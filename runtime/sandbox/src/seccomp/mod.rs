@@ -135,9 +135,10 @@ impl Choice {
         process: &Process,
         own: Option<&Arc<Filter>>,
     ) -> Result<Option<Arc<Filter>>, Error> {
-        match self {
-            Self::Docker => self.filter(process),
-            _ => Ok(own.cloned()),
+        match (self, own) {
+            // One that was found again has not compiled its own yet.
+            (Self::Docker, _) | (_, None) => self.filter(process),
+            (_, Some(own)) => Ok(Some(own.clone())),
         }
     }
 }

@@ -1,0 +1,299 @@
+//! Hooks: programs of the operator's that a container's life is told to.
+//!
+//! ```text
+//!  namespaces made ─▶ prestart, createRuntime (host) ─▶ createContainer (inside, host's files)
+//!  root entered ─▶ created ─▶ startContainer (inside, the container's files) ─▶ the program
+//!  started ─▶ poststart (host)      deleted ─▶ poststop (host)
+//! ```
+//!
+//! Each reads the container's state as JSON from its standard input, has the
+//! environment that the specification gives it and nothing else, and is killed
+//! when its time is over. The first one that fails ends the create or the start;
+//! of poststop hooks each is tried. A hook inside is a launch like any other
+//! process of the container, by knarr-init, but with the runtime's own rights.
+
+use std::{
+    fs::File,
+    io::{Read, Seek, Write},
+    os::{fd::OwnedFd, unix::process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus as StdStatus},
+    time::Duration,
+};
+
+use knarr_init::wire::Op;
+use oci_spec::runtime::{Hook, Spec};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::MemfdFlags,
+    process::{PidfdFlags, pidfd_open},
+};
+use serde_json::json;
+
+use crate::{
+    Child, Error, Failure, Stdio,
+    launch::{Birth, launch},
+    ops::{Ops, Strings, Wish, c_string},
+};
+
+/// When a hook is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Moment {
+    Prestart,
+    CreateRuntime,
+    CreateContainer,
+    StartContainer,
+    Poststart,
+    Poststop,
+}
+
+impl Moment {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Prestart => "prestart",
+            Self::CreateRuntime => "createRuntime",
+            Self::CreateContainer => "createContainer",
+            Self::StartContainer => "startContainer",
+            Self::Poststart => "poststart",
+            Self::Poststop => "poststop",
+        }
+    }
+
+    /// What the state says meanwhile (runc's words).
+    fn status(self) -> &'static str {
+        match self {
+            Self::Prestart | Self::CreateRuntime | Self::CreateContainer => "creating",
+            Self::StartContainer => "created",
+            Self::Poststart => "running",
+            Self::Poststop => "stopped",
+        }
+    }
+}
+
+/// The hooks of a container, and what they are told.
+#[derive(Debug)]
+pub(crate) struct Hooks {
+    lists: [Vec<Hook>; 6],
+    version: String,
+    id: String,
+    bundle: PathBuf,
+    annotations: serde_json::Value,
+}
+
+impl Hooks {
+    /// None where there are none, as for every container of the engine's.
+    pub(crate) fn of(spec: &Spec, id: &str, bundle: &Path) -> Result<Option<Box<Self>>, Error> {
+        let Some(hooks) = spec.hooks() else { return Ok(None) };
+        let list = |hooks: &Option<Vec<Hook>>| hooks.clone().unwrap_or_default();
+        let prestart = list(hooks.prestart());
+        let lists = [
+            prestart,
+            list(hooks.create_runtime()),
+            list(hooks.create_container()),
+            list(hooks.start_container()),
+            list(hooks.poststart()),
+            list(hooks.poststop()),
+        ];
+        if lists.iter().all(Vec::is_empty) {
+            return Ok(None);
+        }
+        if let Some(hook) = lists.iter().flatten().find(|hook| !hook.path().is_absolute()) {
+            let text = format!("hook path {:?} is not absolute", hook.path().display());
+            return Err(Error::new(Failure::InvalidSpec, text));
+        }
+        Ok(Some(Box::new(Self {
+            lists,
+            version: spec.version().clone(),
+            id: id.to_owned(),
+            bundle: bundle.to_owned(),
+            annotations: json!(spec.annotations().clone().unwrap_or_default()),
+        })))
+    }
+
+    fn list(&self, moment: Moment) -> &[Hook] {
+        &self.lists[moment as usize]
+    }
+
+    /// Whether the first process must pause before it enters its root.
+    pub(crate) fn holds(&self) -> bool {
+        use Moment::*;
+        [Prestart, CreateRuntime, CreateContainer].iter().any(|one| !self.list(*one).is_empty())
+    }
+
+    /// Runs those of a moment; `inside` is the process whose namespaces they
+    /// join and the kinds of these.
+    pub(crate) fn run(
+        &self,
+        moment: Moment,
+        pid: Option<u32>,
+        inside: Option<(&Child, u32)>,
+    ) -> Result<(), Error> {
+        let hooks = self.list(moment);
+        if hooks.is_empty() {
+            return Ok(());
+        }
+        let mut state = json!({
+            "ociVersion": self.version,
+            "id": self.id,
+            "status": moment.status(),
+            "bundle": self.bundle,
+            "annotations": self.annotations,
+        });
+        if let Some(pid) = pid {
+            state["pid"] = pid.into();
+        }
+        let state = state.to_string();
+        let mut result = Ok(());
+        for (number, hook) in hooks.iter().enumerate() {
+            let done = match inside {
+                None => self.outside(hook, &state),
+                Some((init, kinds)) => run_inside(hook, &state, init, kinds),
+            };
+            if let Err(why) = done {
+                // runc's words.
+                let text = format!("error running {} hook #{number}: {why}", moment.name());
+                result = result.and(Err(Error::new(Failure::System, text)));
+                if moment != Moment::Poststop {
+                    break;
+                }
+            }
+        }
+        result
+    }
+
+    fn outside(&self, hook: &Hook, state: &str) -> Result<(), String> {
+        let words = memory("knarr-hook", b"").map_err(|error| error.to_string())?;
+        let copy = || words.try_clone().map_err(|error| error.to_string());
+        let input = memory("knarr-state", state.as_bytes()).map_err(|error| error.to_string())?;
+        let mut command = Command::new(hook.path());
+        let mut args = hook.args().iter().flatten();
+        if let Some(name) = args.next() {
+            command.arg0(name);
+        }
+        command.args(args).env_clear().current_dir(&self.bundle);
+        command.envs(hook.env().iter().flatten().filter_map(|entry| entry.split_once('=')));
+        command.stdin(input).stdout(copy()?).stderr(copy()?);
+        let mut child = command
+            .spawn()
+            .map_err(|error| format!("{}: {}", hook.path().display(), describe(&error)))?;
+        let pid = rustix::process::Pid::from_child(&child);
+        let ended = pidfd_open(pid, PidfdFlags::empty()).map(|fd| within(&fd, hook.timeout()));
+        if !matches!(ended, Ok(true)) {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(late(hook, &words));
+        }
+        let status = child.wait().map_err(|error| error.to_string())?;
+        judge(status.success(), || end_of(status), &words)
+    }
+}
+
+/// A launch that joins the container and runs the hook as who we are.
+fn run_inside(hook: &Hook, state: &str, init: &Child, kinds: u32) -> Result<(), String> {
+    let run = || -> Result<(Child, File), Error> {
+        let failed = |error| Error::system("make a hook's files", error);
+        let words = memory("knarr-hook", b"").map_err(failed)?;
+        let stdio = Stdio::Fds {
+            stdin: memory("knarr-state", state.as_bytes()).map_err(failed)?.into(),
+            stdout: words.try_clone().map_err(failed)?.into(),
+            stderr: words.try_clone().map_err(failed)?.into(),
+        };
+        let path = hook.path().to_string_lossy().into_owned();
+        let args = hook.args().clone().unwrap_or_else(|| vec![path.clone()]);
+        let candidates = Strings::new("a hook's path", [&path])?;
+        let (argv, env) = (
+            Strings::new("a hook's argument", &args)?,
+            Strings::new("a hook's environment", hook.env().iter().flatten())?,
+        );
+        let mut ops = Ops::default();
+        let fd = ops.wish(Wish::Container);
+        ops.push(Op::Setns { fd, kinds });
+        ops.push(Op::Chdir { path: &c_string("a path", "/")?, create: false });
+        ops.push(Op::Lookup { candidates: candidates.list() });
+        ops.push(Op::CloseFrom { first: 3 });
+        ops.push(Op::Signals {});
+        ops.push(Op::Exec { argv: argv.list(), env: env.list() });
+        let birth = Birth { created: 0, pid_namespace: Some(init.pidfd()), cgroup: None };
+        let mut launched = launch(&birth, &stdio)?;
+        launched.send(&ops, |wish| match wish {
+            Wish::Container => Some(
+                init.pidfd()
+                    .try_clone_to_owned()
+                    .map_err(|error| Error::system("copy a descriptor", error)),
+            ),
+            _ => None,
+        })?;
+        launched.await_exec(&ops)?;
+        Ok((launched.child.clone(), words))
+    };
+    let (child, words) = run().map_err(|error| error.to_string())?;
+    if !within(child.pidfd(), hook.timeout()) {
+        let _ = child.kill(knarr_model::Signal::KILL);
+        let _ = child.wait_blocking();
+        return Err(late(hook, &words));
+    }
+    let status = child.wait_blocking().map_err(|error| error.to_string())?;
+    let end = || match status.signal {
+        Some(signal) => format!("signal {signal}"),
+        None => format!("exit status {}", status.code),
+    };
+    judge(status.code == 0, end, &words)
+}
+
+/// Whether a process ends in its time; no time is as much as it wants.
+fn within(pidfd: impl std::os::fd::AsFd, seconds: Option<i64>) -> bool {
+    let time = seconds.map(|seconds| Duration::from_secs(seconds.max(0) as u64));
+    let time = time.map(|time| Timespec { tv_sec: time.as_secs() as i64, tv_nsec: 0 });
+    loop {
+        let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
+        match poll(&mut fds, time.as_ref()) {
+            Err(rustix::io::Errno::INTR) => {}
+            Ok(count) => return count > 0,
+            Err(_) => return false,
+        }
+    }
+}
+
+fn late(hook: &Hook, words: &File) -> String {
+    let seconds = hook.timeout().unwrap_or_default();
+    format!("hook ran past specified timeout of {seconds}s{}", said(words))
+}
+
+fn judge(good: bool, end: impl FnOnce() -> String, words: &File) -> Result<(), String> {
+    if good { Ok(()) } else { Err(format!("{}{}", end(), said(words))) }
+}
+
+fn end_of(status: StdStatus) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    match status.signal() {
+        Some(signal) => format!("signal {signal}"),
+        None => format!("exit status {}", status.code().unwrap_or_default()),
+    }
+}
+
+/// What a hook wrote, as much of it as belongs in a message.
+fn said(words: &File) -> String {
+    let read = || -> std::io::Result<String> {
+        let mut file = words.try_clone()?;
+        file.rewind()?;
+        let mut bytes = Vec::new();
+        file.take(4096).read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
+    };
+    match read() {
+        Ok(text) if !text.is_empty() => format!(", output: {text}"),
+        _ => String::new(),
+    }
+}
+
+fn describe(error: &std::io::Error) -> String {
+    crate::error::describe(error)
+}
+
+fn memory(name: &str, bytes: &[u8]) -> std::io::Result<File> {
+    let fd: OwnedFd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?;
+    let mut file = File::from(fd);
+    file.write_all(bytes)?;
+    file.rewind()?;
+    Ok(file)
+}

@@ -1,0 +1,246 @@
+//! `state`, `list`, `ps` and `events`: what is asked about containers.
+
+use std::{io::Write, process::Command, time::Duration};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use knarr_model::task::TaskStats;
+use serde_json::{Value, json};
+
+use crate::{
+    Global, Outcome,
+    args::Verb,
+    state::{Known, Status},
+};
+
+pub(crate) fn state(global: &Global, verb: &Verb) -> Outcome {
+    let known = Known::find(global, verb.container(1)?)?;
+    print(&(serde_json::to_string_pretty(&entry(&known))? + "\n"))?;
+    Ok(0)
+}
+
+/// A container as runc shows it.
+fn entry(known: &Known) -> Value {
+    let record = &known.record;
+    let status = known.status();
+    let pid = if status == Status::Stopped { 0 } else { record.pid };
+    let mut entry = json!({
+        "ociVersion": record.oci_version,
+        "id": record.id,
+        "pid": pid,
+        "status": status.word(),
+        "bundle": record.bundle,
+        "rootfs": record.rootfs,
+        "created": record.created,
+        "owner": owner(record.owner),
+    });
+    if !record.annotations.is_empty() {
+        entry["annotations"] = json!(record.annotations);
+    }
+    entry
+}
+
+fn owner(uid: u32) -> String {
+    match nix::unistd::User::from_uid(uid.into()) {
+        Ok(Some(user)) => user.name,
+        _ => format!("#{uid}"),
+    }
+}
+
+fn print(text: &str) -> Result<()> {
+    std::io::stdout().write_all(text.as_bytes()).context("write to standard output")
+}
+
+pub(crate) fn list(global: &Global, verb: &Verb) -> Outcome {
+    ensure(verb.words.is_empty(), "list takes no arguments")?;
+    let all = Known::all(global)?;
+    if verb.flags.has("quiet") {
+        let names: String = all.iter().map(|known| format!("{}\n", known.home.id)).collect();
+        print(&names)?;
+        return Ok(0);
+    }
+    match verb.flags.get("format").unwrap_or("table") {
+        "json" => {
+            let entries: Vec<Value> = all.iter().map(entry).collect();
+            print(&(serde_json::to_string(&entries)? + "\n"))?;
+        }
+        "table" => {
+            let mut rows =
+                vec![["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"].map(str::to_owned)];
+            rows.extend(all.iter().map(|known| {
+                let record = &known.record;
+                let status = known.status();
+                let pid = if status == Status::Stopped { 0 } else { record.pid };
+                [
+                    record.id.clone(),
+                    pid.to_string(),
+                    status.word().to_owned(),
+                    record.bundle.display().to_string(),
+                    record.created.clone(),
+                    owner(record.owner),
+                ]
+            }));
+            print(&table(&rows))?;
+        }
+        other => return Err(anyhow!("invalid format option {other:?}").into()),
+    }
+    Ok(0)
+}
+
+/// Columns as runc's: at least nine letters wide and three apart.
+fn table(rows: &[[String; 6]]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: Vec<usize> = (0..6).map(|column| width(column).unwrap_or(0).max(9) + 3).collect();
+    let mut text = String::new();
+    for row in rows {
+        for (cell, width) in row.iter().zip(&widths).take(5) {
+            text.push_str(&format!("{cell:<width$}"));
+        }
+        text.push_str(&row[5]);
+        text.push('\n');
+    }
+    text
+}
+
+fn ensure(good: bool, text: &'static str) -> Result<()> {
+    ensure!(good, text);
+    Ok(())
+}
+
+pub(crate) fn ps(global: &Global, verb: &Verb) -> Outcome {
+    let known = Known::find(global, verb.container(usize::MAX)?)?;
+    let pids = known.alive()?.pids()?;
+    match verb.flags.get("format").unwrap_or("table") {
+        "json" => print(&(serde_json::to_string(&pids)? + "\n"))?,
+        "table" => {
+            let mut options = verb.words[1..].to_vec();
+            if options.is_empty() {
+                options.push("-ef".to_owned());
+            }
+            print(&lines_of(&pids, &options)?)?;
+        }
+        _ => return Err(anyhow!("invalid format option").into()),
+    }
+    Ok(0)
+}
+
+/// What ps(1) says about these processes, as runc asks it.
+fn lines_of(pids: &[u32], options: &[String]) -> Result<String> {
+    let output = Command::new("ps").args(options).output().context("run ps")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "ps: {}", String::from_utf8_lossy(&output.stderr).trim());
+    let mut lines = text.lines();
+    let title = lines.next().unwrap_or_default();
+    let Some(column) = title.split_ascii_whitespace().position(|name| name == "PID") else {
+        bail!("couldn't find PID field in ps output");
+    };
+    let ours = |line: &&str| {
+        let pid = line.split_ascii_whitespace().nth(column).and_then(|pid| pid.parse().ok());
+        pid.is_some_and(|pid| pids.contains(&pid))
+    };
+    let kept: String = lines.filter(ours).map(|line| format!("{line}\n")).collect();
+    Ok(format!("{title}\n{kept}"))
+}
+
+pub(crate) fn events(global: &Global, verb: &Verb) -> Outcome {
+    let known = Known::find(global, verb.container(1)?)?;
+    let interval = duration(verb.flags.get("interval").unwrap_or("5s"))?;
+    ensure(!interval.is_zero(), "duration interval must be greater than 0")?;
+    if known.status() == Status::Stopped {
+        return Err(anyhow!("container with id {} is not running", known.home.id).into());
+    }
+    let container = known.alive()?;
+    let say = |kind: &str, data: Option<Value>| {
+        let mut event = json!({ "type": kind, "id": known.home.id });
+        if let Some(data) = data {
+            event["data"] = data;
+        }
+        print(&format!("{event}\n"))
+    };
+    if verb.flags.has("stats") {
+        say("stats", Some(stats(&container.stats()?)))?;
+        return Ok(0);
+    }
+    let mut killed = container.cgroup().oom_kills();
+    loop {
+        if ended_within(container.init(), interval) {
+            return Ok(0);
+        }
+        let now = container.cgroup().oom_kills();
+        for _ in killed..now {
+            say("oom", None)?;
+        }
+        killed = now;
+        match container.stats() {
+            Ok(all) => say("stats", Some(stats(&all)))?,
+            // It ended while it was asked.
+            Err(_) if container.init().has_ended() => return Ok(0),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn ended_within(child: &knarr_sandbox::Child, time: Duration) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let time = Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos().into() };
+    let mut fds = [PollFd::from_borrowed_fd(child.pidfd(), PollFlags::IN)];
+    matches!(poll(&mut fds, Some(&time)), Ok(1..))
+}
+
+/// `5s`, `100ms`, `1m`.
+fn duration(text: &str) -> Result<Duration> {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let bad = || anyhow!("invalid duration {text:?}");
+    let number: u64 = text[..end].parse().map_err(|_| bad())?;
+    Ok(match &text[end..] {
+        "ms" => Duration::from_millis(number),
+        "s" => Duration::from_secs(number),
+        "m" => Duration::from_secs(number.saturating_mul(60)),
+        "h" => Duration::from_secs(number.saturating_mul(3600)),
+        _ => return Err(bad()),
+    })
+}
+
+/// runc's `types.Stats`.
+fn stats(all: &TaskStats) -> Value {
+    let memory = |name: &str| all.memory_stat.get(name).copied().unwrap_or(0);
+    let (periods, throttled, time) = all.cpu_throttling;
+    let io: Vec<Value> = all
+        .io_bytes
+        .iter()
+        .map(|(major, minor, op, value)| {
+            json!({ "major": major, "minor": minor, "op": op, "value": value })
+        })
+        .collect();
+    let interfaces: Vec<Value> = all
+        .networks
+        .iter()
+        .map(|(name, one)| {
+            json!({
+                "Name": name,
+                "RxBytes": one.rx_bytes, "RxPackets": one.rx_packets,
+                "RxErrors": one.rx_errors, "RxDropped": one.rx_dropped,
+                "TxBytes": one.tx_bytes, "TxPackets": one.tx_packets,
+                "TxErrors": one.tx_errors, "TxDropped": one.tx_dropped,
+            })
+        })
+        .collect();
+    json!({
+        "cpu": {
+            "usage": { "total": all.cpu_ns, "kernel": all.cpu_system_ns, "user": all.cpu_user_ns },
+            "throttling": {
+                "periods": periods, "throttledPeriods": throttled, "throttledTime": time,
+            },
+        },
+        "memory": {
+            "usage": {
+                "limit": all.memory_limit, "usage": all.memory_usage,
+                "max": all.memory_max_usage, "failcnt": all.memory_failcnt,
+            },
+            "cache": memory("cache").max(memory("file")),
+            "raw": all.memory_stat,
+        },
+        "pids": { "current": all.pids, "limit": all.pids_limit },
+        "blkio": { "ioServiceBytesRecursive": io },
+        "network_interfaces": interfaces,
+    })
+}

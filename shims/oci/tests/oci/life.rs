@@ -1,0 +1,155 @@
+//! From create to delete, in order and out of it.
+
+use std::{fs, path::Path, process::Stdio};
+
+use serde_json::{Value, json};
+
+use crate::support::Bundle;
+
+#[test]
+fn s01_a_container_goes_from_created_over_running_to_stopped() {
+    let bundle = Bundle::script("touch /started; sleep 1000");
+    bundle.write();
+    let pid_file = bundle.path("pid");
+    let pid_path = pid_file.display().to_string();
+    let id = bundle.id.clone();
+    assert_eq!(bundle.quiet(&["create", "--pid-file", &pid_path, &id]).code, 0);
+    let state = bundle.state();
+    assert_eq!(state["status"], "created");
+    assert_eq!(state["pid"].to_string(), fs::read_to_string(&pid_file).expect("pid file"));
+    assert_eq!(state["bundle"], json!(bundle.dir.path()));
+    assert!(!bundle.rootfs("started").exists());
+
+    bundle.verb(&["start"]).fine();
+    assert_eq!(bundle.status(), "running");
+    bundle.until("the program", || bundle.rootfs("started").exists());
+    bundle.verb(&["start"]).failed(1, "cannot start an already running container");
+    bundle.verb(&["create"]).failed(1, "container with given ID already exists");
+    bundle.verb(&["delete"]).failed(1, "that is not stopped: running");
+    let list: Value =
+        serde_json::from_str(&bundle.knarr(&["list", "-f", "json"]).fine()).expect("list");
+    assert_eq!(list[0]["id"], json!(id));
+
+    bundle.knarr(&["kill", &id, "KILL"]).fine();
+    bundle.until("its end", || bundle.status() == "stopped");
+    bundle.verb(&["start"]).failed(1, "cannot start a container that has stopped");
+    bundle.verb(&["kill"]).failed(1, "container not running");
+    bundle.verb(&["exec", "--cwd", "/"]).failed(255, "stopped");
+    bundle.verb(&["delete"]).fine();
+    bundle.verb(&["delete"]).failed(1, "container does not exist");
+    bundle.verb(&["delete", "--force"]).fine();
+    bundle.verb(&["state"]).failed(1, "container does not exist");
+    assert!(!Path::new("/sys/fs/cgroup/pids").join(&id).exists());
+}
+
+#[test]
+fn s01_a_created_container_can_be_deleted_and_its_death_is_seen() {
+    let bundle = Bundle::new(&["/bin/true"]);
+    assert_eq!(bundle.create().code, 0);
+    bundle.verb(&["delete"]).fine();
+    bundle.verb(&["state"]).failed(1, "does not exist");
+
+    assert_eq!(bundle.create().code, 0);
+    bundle.knarr(&["kill", &bundle.id, "9"]).fine();
+    bundle.until("its end", || bundle.status() == "stopped");
+    bundle.verb(&["start"]).failed(1, "has stopped");
+}
+
+#[test]
+fn s01_a_name_is_given_once() {
+    let bundle = Bundle::new(&["/bin/true"]);
+    bundle.write();
+    let codes: Vec<i32> = std::thread::scope(|scope| {
+        // Silent: the container would keep our pipes.
+        let create = || {
+            let mut command = bundle.command(&["create", &bundle.id]);
+            command.stdout(Stdio::null()).stderr(Stdio::null()).status().expect("create")
+        };
+        let threads: Vec<_> = (0..4).map(|_| scope.spawn(create)).collect();
+        threads.into_iter().map(|one| one.join().expect("join").code().expect("code")).collect()
+    });
+    assert_eq!(codes.iter().filter(|code| **code == 0).count(), 1, "{codes:?}");
+    assert_eq!(bundle.status(), "created");
+}
+
+#[test]
+fn s01_what_cannot_be_made_leaves_nothing() {
+    let mut bundle = Bundle::new(&["/bin/nope"]);
+    bundle.create().failed(1, "stat /bin/nope: no such file or directory");
+    assert!(!bundle.path("state").join(&bundle.id).exists());
+    let cgroup = Path::new("/sys/fs/cgroup/pids").join(&bundle.id);
+    assert!(!cgroup.exists());
+    bundle.config["ociVersion"] = json!("9.0.0");
+    bundle.run().failed(1, "unsupported OCI version");
+    bundle.config["ociVersion"] = json!("1.0.2");
+    bundle.config["process"]["cwd"] = json!("relative");
+    bundle.run().failed(1, "absolute");
+    fs::write(bundle.path("config.json"), "{").expect("config.json");
+    bundle.verb(&["run"]).failed(1, "config.json");
+    fs::remove_file(bundle.path("config.json")).expect("config.json");
+    bundle.verb(&["run"]).failed(1, "config.json not found");
+    for bad in ["../x", "a/b", ".."] {
+        bundle.knarr(&["create", bad]).failed(1, "invalid container ID format");
+    }
+}
+
+#[test]
+fn run_gives_the_program_s_own_exit_code() {
+    let bundle = Bundle::script("echo out; echo err >&2; exit 7");
+    let done = bundle.run();
+    assert_eq!((done.code, done.out.as_str(), done.err.as_str()), (7, "out\n", "err\n"));
+    // Nothing of it is left.
+    bundle.verb(&["state"]).failed(1, "does not exist");
+    let killed = Bundle::script("kill -9 $$");
+    // The first process of a pid namespace cannot kill itself so.
+    assert_eq!(killed.run().code, 0);
+    let kept = Bundle::new(&["/bin/true"]);
+    kept.write();
+    kept.verb(&["run", "--keep"]).fine();
+    assert_eq!(kept.status(), "stopped");
+}
+
+#[test]
+fn a_detached_run_goes_on_without_us() {
+    let bundle = Bundle::script("sleep 1000");
+    bundle.write();
+    assert_eq!(bundle.quiet(&["run", "--detach", &bundle.id]).code, 0);
+    assert_eq!(bundle.status(), "running");
+    bundle.verb(&["delete", "-f"]).fine();
+}
+
+#[test]
+fn it_is_frozen_thawed_limited_and_measured() {
+    let bundle = Bundle::script("sleep 1000");
+    assert_eq!(bundle.create().code, 0);
+    bundle.verb(&["start"]).fine();
+    bundle.verb(&["pause"]).fine();
+    assert_eq!(bundle.status(), "paused");
+    bundle.knarr(&["exec", &bundle.id, "true"]).failed(255, "paused");
+    bundle.verb(&["resume"]).fine();
+    bundle.verb(&["resume"]).failed(1, "container not paused");
+    assert_eq!(bundle.status(), "running");
+    bundle.verb(&["update", "--pids-limit", "37", "--memory", "64m"]).fine();
+    let event: Value =
+        serde_json::from_str(&bundle.verb(&["events", "--stats"]).fine()).expect("event");
+    assert_eq!(event["type"], "stats");
+    assert_eq!(event["data"]["pids"]["limit"], 37);
+    assert_eq!(event["data"]["memory"]["usage"]["limit"], 64 << 20);
+    let pids: Vec<u32> =
+        serde_json::from_str(&bundle.verb(&["ps", "-f", "json"]).fine()).expect("pids");
+    assert!(pids.contains(&(bundle.state()["pid"].as_u64().expect("pid") as u32)));
+    bundle.knarr(&["kill", "--all", &bundle.id, "SIGKILL"]).fine();
+    bundle.until("its end", || bundle.status() == "stopped");
+}
+
+#[test]
+fn it_says_what_it_can_do() {
+    let bundle = Bundle::new(&["/bin/true"]);
+    let features: Value =
+        serde_json::from_str(&bundle.knarr(&["features"]).fine()).expect("features");
+    assert_eq!(features["linux"]["seccomp"]["enabled"], true);
+    assert!(bundle.knarr(&["--version"]).fine().starts_with("knarr-oci version "));
+    bundle.knarr(&["spec"]).failed(1, "exists. Remove it first");
+    bundle.knarr(&["checkpoint", "x"]).failed(1, "not supported");
+    bundle.knarr(&["--systemd-cgroup", "list"]).failed(1, "systemd");
+}

@@ -1,0 +1,8 @@
+//! The command line against real containers: runc's verbs, exit codes and words.
+
+#![allow(missing_docs)]
+
+mod hooks;
+mod life;
+mod streams;
+mod support;
