@@ -1,6 +1,12 @@
 //! Processes: clone3, signals by pidfd.
 
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::{
+    os::{
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::process::CommandExt,
+    },
+    process::{Child, Command},
+};
 
 use rustix::io::Errno;
 
@@ -18,6 +24,32 @@ pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<(), Errno
         )
     };
     check(result).map(drop)
+}
+
+/// Starts a program whose descriptors 3, 4 … are these, in order.
+pub fn spawn_with(mut command: Command, descriptors: Vec<OwnedFd>) -> std::io::Result<Child> {
+    const FIRST: i32 = 3;
+    // Above all their places, so that none overwrites another.
+    let above = FIRST + descriptors.len() as i32;
+    let moved: Vec<OwnedFd> = descriptors
+        .iter()
+        .map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, above))
+        .collect::<Result<_, Errno>>()?;
+    let places = move || {
+        for (at, fd) in moved.iter().enumerate() {
+            // SAFETY: both numbers are only looked up; what lies at the place is
+            // the child's own copy, or nothing.
+            if unsafe { libc::dup2(fd.as_raw_fd(), FIRST + at as i32) } < 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // JUSTIFICATION: the standard library hands over three descriptors only.
+    // SAFETY: between fork and exec the closure calls dup2 alone, which is safe
+    // there, and allocates nothing.
+    unsafe { command.pre_exec(places) };
+    command.spawn()
 }
 
 /// A program to be started in new namespaces.

@@ -2,16 +2,35 @@
 //!
 //! ```text
 //! containerd-shim-knarr-v1 -v
-//! containerd-shim-knarr-v1 -namespace knarr -id POOL -address "" -knarr-socket PATH
+//! containerd-shim-knarr-v1 -info
+//! containerd-shim-knarr-v1 -namespace NS -id ID -address A [-debug] start
+//! containerd-shim-knarr-v1 -namespace NS -id ID -address A -bundle B delete
+//! containerd-shim-knarr-v1 -namespace NS -id GROUP -address A -knarr-listen PATH     (by start)
+//! containerd-shim-knarr-v1 -namespace knarr -id POOL -address "" -knarr-socket PATH  (by knarrd)
 //! ```
 
 use std::path::PathBuf;
+
+/// What containerd says in every call.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Caller {
+    /// containerd's namespace.
+    pub(crate) namespace: String,
+    /// The container, or the group that a serving shim is for.
+    pub(crate) id: String,
+    /// Path of containerd's gRPC socket.
+    pub(crate) address: String,
+    /// Log more.
+    pub(crate) debug: bool,
+}
 
 /// What the shim was started for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Mode {
     /// Say the version.
     Version,
+    /// Say what this runtime is, as containerd 2.x asks.
+    Info,
     /// Serve tasks on a socket that knarrd named.
     Serve {
         /// The socket.
@@ -19,37 +38,73 @@ pub(crate) enum Mode {
         /// Log more.
         debug: bool,
     },
+    /// Find or make the shim for a container, and say where it listens.
+    Start(Caller),
+    /// Clean up after a shim that is gone.
+    Delete {
+        /// Who asks.
+        caller: Caller,
+        /// The container's bundle; none is the working directory.
+        bundle: Option<PathBuf>,
+    },
+    /// Serve containerd on the socket that is our standard input.
+    Listen {
+        /// Who asks.
+        caller: Caller,
+        /// The socket's path.
+        socket: PathBuf,
+    },
 }
 
 /// Reads the arguments behind the program's name.
 pub(crate) fn parse(arguments: impl IntoIterator<Item = String>) -> anyhow::Result<Mode> {
-    let mut socket = None;
-    let mut debug = false;
+    let mut caller = Caller::default();
+    let (mut serve, mut listen, mut bundle, mut action) = (None, None, None, None);
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
         let Some(flag) = argument.strip_prefix("--").or_else(|| argument.strip_prefix('-')) else {
-            anyhow::bail!(
-                "{argument}: not supported yet\n\nhint: this shim is started by knarrd, \
-                 with -knarr-socket PATH"
-            );
+            anyhow::ensure!(action.is_none(), "more than one action: {argument}");
+            action = Some(argument);
+            continue;
         };
         let (name, inline) = match flag.split_once('=') {
             Some((name, value)) => (name, Some(value.to_owned())),
             None => (flag, None),
         };
+        let mut text = || value(name, inline.clone(), &mut arguments);
         match name {
             "v" | "version" => return Ok(Mode::Version),
-            "debug" => debug = inline.is_none_or(|value| value != "false"),
-            // What containerd passes and knarrd needs nothing of.
-            "namespace" | "id" | "address" | "publish-binary" | "bundle" | "socket" => {
-                value(name, inline, &mut arguments)?;
+            "info" => return Ok(Mode::Info),
+            "debug" => caller.debug = inline.is_none_or(|value| value != "false"),
+            "namespace" => caller.namespace = text()?,
+            "id" => caller.id = text()?,
+            "address" => caller.address = text()?,
+            "bundle" => bundle = Some(PathBuf::from(text()?)),
+            // What containerd passes and nobody here needs: events go over ttrpc.
+            "publish-binary" | "socket" => {
+                text()?;
             }
-            "knarr-socket" => socket = Some(PathBuf::from(value(name, inline, &mut arguments)?)),
+            "knarr-socket" => serve = Some(PathBuf::from(text()?)),
+            "knarr-listen" => listen = Some(PathBuf::from(text()?)),
             _ => anyhow::bail!("unknown flag -{name}"),
         }
     }
-    let socket = socket.ok_or_else(|| anyhow::anyhow!("flag -knarr-socket is missing"))?;
-    Ok(Mode::Serve { socket, debug })
+    if let Some(socket) = serve {
+        anyhow::ensure!(action.is_none(), "an action does not go with -knarr-socket");
+        return Ok(Mode::Serve { socket, debug: caller.debug });
+    }
+    anyhow::ensure!(!caller.namespace.is_empty(), "flag -namespace is missing");
+    anyhow::ensure!(!caller.id.is_empty(), "flag -id is missing");
+    match (action.as_deref(), listen) {
+        (None, Some(socket)) => Ok(Mode::Listen { caller, socket }),
+        (Some("start"), None) => Ok(Mode::Start(caller)),
+        (Some("delete"), None) => Ok(Mode::Delete { caller, bundle }),
+        (Some(other), _) => anyhow::bail!("unknown action {other}"),
+        (None, None) => anyhow::bail!(
+            "an action is missing\n\nhint: containerd and knarrd start this program; \
+             in containerd it is the runtime io.containerd.knarr.v1"
+        ),
+    }
 }
 
 fn value(
@@ -75,7 +130,26 @@ mod tests {
         assert_eq!(parse(&line).unwrap(), serve);
         assert_eq!(parse(&["--knarr-socket=/s", "--id=x"]).unwrap(), serve);
         assert_eq!(parse(&["-v"]).unwrap(), Mode::Version);
-        for bad in [&["-id", "x"][..], &["start"], &["-nope"], &["-knarr-socket"]] {
+        let caller = Caller {
+            namespace: "k8s.io".into(),
+            id: "c1".into(),
+            address: "/run/c.sock".into(),
+            debug: true,
+        };
+        let from = ["-namespace", "k8s.io", "-address", "/run/c.sock", "-publish-binary", "/c"];
+        let line = |rest: &[&'static str]| parse(&[&from[..], rest].concat());
+        assert_eq!(line(&["-id", "c1", "-debug", "start"]).unwrap(), Mode::Start(caller.clone()));
+        let delete = Mode::Delete { caller, bundle: Some("/b".into()) };
+        assert_eq!(line(&["-id", "c1", "-bundle", "/b", "-debug", "delete"]).unwrap(), delete);
+        for bad in [
+            &["-id", "x"][..],
+            &["start"],
+            &["-nope"],
+            &["-knarr-socket"],
+            &["-namespace", "n", "-id", "x", "restart"],
+            &["-namespace", "n", "-id", "x", "start", "delete"],
+            &["-namespace", "n", "start"],
+        ] {
             assert!(parse(bad).is_err(), "{bad:?}");
         }
     }

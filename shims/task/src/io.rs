@@ -27,7 +27,12 @@ impl Io {
     pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
         let flags = rustix::fs::fcntl_getfl(&fd)?;
         rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
-        Ok(Self(register(fd, Interest::READABLE | Interest::WRITABLE)?))
+        // What is open to be read only has no use for the other interest.
+        let interest = match flags & OFlags::RWMODE {
+            OFlags::RDONLY => Interest::READABLE,
+            _ => Interest::READABLE | Interest::WRITABLE,
+        };
+        Ok(Self(register(fd, interest)?))
     }
 
     /// Reads what is there: `None` is nothing now, `Some(0)` the end.

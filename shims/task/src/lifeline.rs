@@ -1,6 +1,10 @@
 //! The daemon that started us, as a pipe: it ends when the daemon does.
 
-use std::{fs::File, io::Write, os::fd::OwnedFd};
+use std::{
+    fs::File,
+    io::Write,
+    os::{fd::OwnedFd, unix::net::UnixListener},
+};
 
 use anyhow::Context;
 
@@ -24,6 +28,21 @@ pub(crate) fn take() -> anyhow::Result<Lifeline> {
     nix::unistd::dup2_stdout(&null).context("close standard output")?;
     // Files and `/dev/null` cannot be polled: then there is no lifeline.
     Ok(Lifeline(Io::new(lifeline).ok()))
+}
+
+/// Takes the socket that `start` has bound off standard input.
+pub(crate) fn take_listener() -> anyhow::Result<UnixListener> {
+    let listener: OwnedFd =
+        rustix::io::fcntl_dupfd_cloexec(std::io::stdin(), 3).context("take the socket")?;
+    anyhow::ensure!(
+        rustix::net::sockopt::socket_acceptconn(&listener).is_ok_and(|listens| listens),
+        "standard input is no listening socket: this call is for `start` only"
+    );
+    let null = File::open("/dev/null").context("open /dev/null")?;
+    nix::unistd::dup2_stdin(&null).context("close standard input")?;
+    let listener = UnixListener::from(listener);
+    listener.set_nonblocking(true).context("the socket")?;
+    Ok(listener)
 }
 
 impl Lifeline {

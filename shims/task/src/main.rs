@@ -12,6 +12,10 @@
 //!                    Delete, Shutdown ──▶ unlinks its socket, exits
 //! ```
 //!
+//! containerd starts the same program otherwise (`containerd.rs`): `start` binds
+//! the socket and leaves a shim behind that serves it, for one container or for
+//! all of a pod; its events go to containerd (`publish.rs`).
+//!
 //! One thread, no buffers while nothing happens: an idle shim is small
 //! (SPECIFICATION.md has the number). If the shim is killed, the kernel kills
 //! its containers' first processes (`PR_SET_PDEATHSIG`), and the engine records
@@ -21,12 +25,16 @@
 
 mod args;
 mod attach;
+mod containerd;
 mod error;
+mod guest;
 mod io;
 mod json_log;
 mod lifeline;
+mod metrics;
 mod netdev;
 mod process;
+mod publish;
 mod reaper;
 mod records;
 mod service;
@@ -39,11 +47,17 @@ use std::{io::Write, path::Path, process::ExitCode, sync::Arc, time::Duration};
 use anyhow::Context;
 use ttrpc::asynchronous::{Server, transport::Listener};
 
-use crate::{args::Mode, service::Tasks};
+use crate::{args::Mode, publish::Publisher, service::Tasks};
 
 /// A shim whose daemon is gone and whose last task was deleted waits so long
 /// for a new daemon to say `Shutdown`.
 const ORPHANED: Duration = Duration::from_secs(5);
+
+/// A shim of containerd's without a task waits so long for one, or for `Shutdown`.
+const UNUSED: Duration = Duration::from_secs(60);
+
+/// The last events wait so long for a containerd that is away.
+const EVENTS: Duration = Duration::from_secs(10);
 
 /// The last output of a task belongs to the clients that were attached to it,
 /// also when they read slowly (`docker run … | less`).
@@ -65,22 +79,74 @@ fn run() -> anyhow::Result<()> {
             writeln!(std::io::stdout(), "containerd-shim-knarr-v1 {}", env!("CARGO_PKG_VERSION"))?;
             Ok(())
         }
-        Mode::Serve { socket, debug } => {
-            let level = if debug { tracing::Level::DEBUG } else { tracing::Level::WARN };
-            tracing_subscriber::fmt()
-                .with_max_level(level)
-                .with_writer(std::io::stderr)
-                .with_ansi(false)
-                .init();
-            // Signals to knarrd's terminal are not for us. An error means that
-            // we lead a group already.
-            let _ = nix::unistd::setsid();
-            nix::sys::prctl::set_child_subreaper(true).context("become a subreaper")?;
-            tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .context("start the event loop")?
-                .block_on(serve(&socket))
+        Mode::Info => containerd::info(),
+        Mode::Serve { socket, debug } => runtime(debug)?.block_on(serve(&socket)),
+        Mode::Start(caller) => containerd::start(&caller),
+        Mode::Delete { bundle, .. } => {
+            containerd::delete(bundle.as_deref().unwrap_or(Path::new(".")))
+        }
+        Mode::Listen { caller, socket } => {
+            let listener = lifeline::take_listener()?;
+            runtime(caller.debug)?.block_on(listen(&caller, &socket, listener))
+        }
+    }
+}
+
+/// Makes this process one that keeps containers.
+fn runtime(debug: bool) -> anyhow::Result<tokio::runtime::Runtime> {
+    let level = if debug { tracing::Level::DEBUG } else { tracing::Level::WARN };
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    // Signals to the caller's terminal are not for us. An error means that
+    // we lead a group already.
+    let _ = nix::unistd::setsid();
+    // No directory of whoever started us is kept busy.
+    nix::unistd::chdir("/").context("change to /")?;
+    nix::sys::prctl::set_child_subreaper(true).context("become a subreaper")?;
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start the event loop")
+}
+
+/// Serves containerd on a socket that `start` has bound.
+async fn listen(
+    caller: &args::Caller,
+    socket: &Path,
+    listener: std::os::unix::net::UnixListener,
+) -> anyhow::Result<()> {
+    let address = std::env::var(containerd::TTRPC_ADDRESS).unwrap_or_default();
+    // Older ones say only where gRPC is spoken.
+    let address = if address.is_empty() { format!("{}.ttrpc", caller.address) } else { address };
+    let publisher = Publisher::new(&caller.namespace, &address);
+    let tasks = Tasks::for_containerd(socket.to_owned(), &caller.namespace, publisher.clone());
+    let mut server = Server::new()
+        .add_listener(Listener::try_from(listener)?)
+        .register_service(tasks.services());
+    server.start().await.context("serve")?;
+    tokio::spawn(reaper::reap_strangers(tasks.clone())?);
+    tokio::select! {
+        () = tasks.shutdown() => {}
+        () = unused(tasks.clone()) => {}
+    }
+    let _ = std::fs::remove_file(socket);
+    let _ = tokio::time::timeout(EVENTS, publisher.delivered()).await;
+    let _ = tokio::time::timeout(Duration::from_secs(2), server.shutdown()).await;
+    Ok(())
+}
+
+/// Returns when containerd seems to have forgotten us: no task for a long time,
+/// and no `Shutdown` either.
+async fn unused(tasks: Arc<Tasks>) {
+    let mut count = tasks.count();
+    loop {
+        let _ = count.wait_for(|count| *count == 0).await;
+        let again = count.wait_for(|count| *count > 0);
+        if tokio::time::timeout(UNUSED, again).await.is_err() {
+            return;
         }
     }
 }

@@ -24,7 +24,7 @@ use tokio::{io::Interest, sync::watch};
 use crate::{
     error::{Error, Result},
     io::{Io, register},
-    stdio::{Addresses, Input},
+    stdio::{Addresses, Input, Owner},
     streams::{Streams, lock},
 };
 
@@ -67,8 +67,9 @@ impl Process {
         addresses: Addresses,
         spec: Option<oci::Process>,
         size: (u16, u16),
+        owner: Option<Owner<'_>>,
     ) -> Result<Arc<Self>> {
-        let (input, outputs) = addresses.open()?;
+        let (input, outputs) = addresses.open(owner)?;
         let streams = Streams::new(addresses.terminal, outputs);
         let state =
             State { spec: spec.map(Box::new), size, input: Some(input), ..State::default() };
@@ -112,6 +113,7 @@ impl Process {
         if let Some(Input::Fifo(fifo)) = input {
             self.streams.feed(fifo);
         }
+        self.streams.close_stdin_if_asked();
         Ok(Stdio::Fds { stdin, stdout, stderr })
     }
 

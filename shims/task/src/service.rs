@@ -14,6 +14,7 @@ use std::{
 use async_trait::async_trait;
 use containerd_shim_protos::{
     api,
+    events::task as events,
     protobuf::{
         EnumOrUnknown, MessageField,
         well_known_types::{any::Any, empty::Empty, timestamp::Timestamp},
@@ -29,7 +30,9 @@ use ttrpc::asynchronous::{Service, TtrpcContext};
 
 use crate::{
     error::{Error, Result},
+    metrics,
     process::Exit,
+    publish::{Event, Publisher},
     stdio::Addresses,
     streams::lock,
     task::{NewTask, Phase, Task},
@@ -45,6 +48,8 @@ pub(crate) struct Tasks {
     count: watch::Sender<usize>,
     shutdown: watch::Sender<bool>,
     clients: TaskTracker,
+    /// Where this shim is containerd's: the namespace, and who is told events.
+    containerd: Option<(String, Publisher)>,
 }
 
 impl Tasks {
@@ -56,7 +61,30 @@ impl Tasks {
             count: watch::Sender::new(0),
             shutdown: watch::Sender::new(false),
             clients: TaskTracker::new(),
+            containerd: None,
         })
+    }
+
+    /// The same for containerd, which is told what happens.
+    pub(crate) fn for_containerd(
+        socket: PathBuf,
+        namespace: &str,
+        publisher: Publisher,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            tasks: Mutex::default(),
+            socket,
+            count: watch::Sender::new(0),
+            shutdown: watch::Sender::new(false),
+            clients: TaskTracker::new(),
+            containerd: Some((namespace.to_owned(), publisher)),
+        })
+    }
+
+    fn publish(&self, event: impl FnOnce() -> Event) {
+        if let Some((_, publisher)) = &self.containerd {
+            publisher.publish(&event());
+        }
     }
 
     /// The services to register: the same one under both of its names.
@@ -99,9 +127,28 @@ impl Tasks {
         if !request.checkpoint.is_empty() || !request.parent_checkpoint.is_empty() {
             return Err(no_checkpoint());
         }
+        if let (Some(options), Some(_)) = (request.options.as_ref(), &self.containerd) {
+            crate::containerd::accept(options)
+                .map_err(|error| Error::invalid(error.to_string()))?;
+        }
         let mut tasks = lock(&self.tasks);
         if tasks.contains_key(&request.id) {
             return Err(Error::exists(format!("task {} already exists", request.id)));
+        }
+        let mut event = events::TaskCreate {
+            container_id: request.id.clone(),
+            bundle: request.bundle.clone(),
+            io: MessageField::some(events::TaskIO {
+                stdin: request.stdin.clone(),
+                stdout: request.stdout.clone(),
+                stderr: request.stderr.clone(),
+                terminal: request.terminal,
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        if self.containerd.is_some() {
+            event.rootfs.clone_from(&request.rootfs);
         }
         let rootfs: Vec<_> = request
             .rootfs
@@ -124,10 +171,15 @@ impl Tasks {
             },
             socket: &self.socket,
             clients: &self.clients,
+            containerd: self.containerd.as_ref(),
         })?;
         let pid = task.init.pid();
         tasks.insert(request.id, task);
         self.count.send_replace(tasks.len());
+        self.publish(|| {
+            event.pid = pid;
+            Event::Create(event)
+        });
         Ok(pid)
     }
 
@@ -138,8 +190,19 @@ impl Tasks {
         }
         let (pid, exit) = task.delete().await?;
         let mut tasks = lock(&self.tasks);
-        tasks.remove(id);
+        if tasks.remove(id).is_none() {
+            return Err(Error::not_found(format!("no such task: {id}")));
+        }
         self.count.send_replace(tasks.len());
+        self.publish(|| {
+            Event::Delete(events::TaskDelete {
+                container_id: id.to_owned(),
+                pid,
+                exit_status: exit.code,
+                exited_at: timestamp(Some(exit)),
+                ..Default::default()
+            })
+        });
         Ok((pid, Some(exit)))
     }
 
@@ -179,7 +242,7 @@ fn no_checkpoint() -> Error {
     Error::unimplemented("checkpoint and restore are not supported")
 }
 
-fn timestamp(exit: Option<Exit>) -> MessageField<Timestamp> {
+pub(crate) fn timestamp(exit: Option<Exit>) -> MessageField<Timestamp> {
     exit.map(|exit| Timestamp {
         seconds: exit.at.as_second(),
         nanos: exit.at.subsec_nanosecond(),
@@ -221,9 +284,22 @@ impl shim_async::Task for Api {
         request: api::StartRequest,
     ) -> ttrpc::Result<api::StartResponse> {
         let task = self.0.get(&request.id)?;
+        let container_id = request.id;
         let pid = match request.exec_id.as_str() {
-            "" => task.start()?,
-            exec => task.start_exec(exec)?,
+            "" => {
+                let pid = task.start()?;
+                let event = events::TaskStart { container_id, pid, ..Default::default() };
+                self.0.publish(|| Event::Start(event));
+                pid
+            }
+            exec => {
+                let pid = task.start_exec(exec)?;
+                let exec_id = exec.to_owned();
+                let event =
+                    events::TaskExecStarted { container_id, exec_id, pid, ..Default::default() };
+                self.0.publish(|| Event::ExecStarted(event));
+                pid
+            }
         };
         Ok(api::StartResponse { pid, ..Default::default() })
     }
@@ -252,11 +328,15 @@ impl shim_async::Task for Api {
 
     async fn pause(&self, _: &TtrpcContext, request: api::PauseRequest) -> ttrpc::Result<Empty> {
         self.0.get(&request.id)?.pause()?;
+        let event = events::TaskPaused { container_id: request.id, ..Default::default() };
+        self.0.publish(|| Event::Paused(event));
         Ok(Empty::new())
     }
 
     async fn resume(&self, _: &TtrpcContext, request: api::ResumeRequest) -> ttrpc::Result<Empty> {
         self.0.get(&request.id)?.resume()?;
+        let event = events::TaskResumed { container_id: request.id, ..Default::default() };
+        self.0.publish(|| Event::Resumed(event));
         Ok(Empty::new())
     }
 
@@ -293,6 +373,12 @@ impl shim_async::Task for Api {
             terminal: request.terminal,
         };
         task.add_exec(&request.exec_id, addresses, spec)?;
+        let event = events::TaskExecAdded {
+            container_id: request.id,
+            exec_id: request.exec_id,
+            ..Default::default()
+        };
+        self.0.publish(|| Event::ExecAdded(event));
         Ok(Empty::new())
     }
 
@@ -349,9 +435,13 @@ impl shim_async::Task for Api {
         request: api::StatsRequest,
     ) -> ttrpc::Result<api::StatsResponse> {
         let stats = self.0.get(&request.id)?.stats()?;
-        let value = serde_json::to_vec(&stats)
-            .map_err(|error| Error::internal("encode statistics", error))?;
-        let any = Any { type_url: TaskStats::TYPE_URL.to_owned(), value, ..Default::default() };
+        let any = if self.0.containerd.is_some() {
+            metrics::encode(&stats)
+        } else {
+            let value = serde_json::to_vec(&stats)
+                .map_err(|error| Error::internal("encode statistics", error))?;
+            Any { type_url: TaskStats::TYPE_URL.to_owned(), value, ..Default::default() }
+        };
         Ok(api::StatsResponse { stats: MessageField::some(any), ..Default::default() })
     }
 

@@ -102,8 +102,10 @@ pub(crate) struct Streams {
     /// One raw stream instead of two framed ones.
     terminal: bool,
     log: Mutex<Option<JsonLog>>,
-    raw: [Option<Raw>; 2],
+    raw: Mutex<[Option<Arc<Raw>>; 2]>,
     feeder: Mutex<Option<Arc<Notify>>>,
+    /// Standard input was closed before there was one.
+    closed_early: AtomicBool,
     clients: Mutex<Vec<Arc<Client>>>,
     pumps: Mutex<Vec<JoinHandle<()>>>,
     stdin: watch::Sender<Stdin>,
@@ -128,8 +130,9 @@ impl Streams {
         Arc::new(Self {
             terminal,
             log: Mutex::new(outputs.log),
-            raw: outputs.raw,
+            raw: Mutex::new(outputs.raw.map(|raw| raw.map(Arc::new))),
             feeder: Mutex::default(),
+            closed_early: AtomicBool::new(false),
             clients: Mutex::default(),
             pumps: Mutex::default(),
             stdin: watch::Sender::new(Stdin::Soon),
@@ -163,9 +166,8 @@ impl Streams {
         Ok(io)
     }
 
-    /// Feeds standard input from a FIFO of containerd, until
-    /// [`close_stdin`](Self::close_stdin): a FIFO whose writer went away may get
-    /// another one.
+    /// Feeds standard input from a FIFO of containerd, until its writer goes or
+    /// [`close_stdin`](Self::close_stdin) is called.
     pub(crate) fn feed(self: &Arc<Self>, fifo: Io) {
         let streams = self.clone();
         let close = Arc::new(Notify::new());
@@ -189,6 +191,9 @@ impl Streams {
                         () = std::future::ready(()), if closing => break,
                     };
                     let Ok(chunk) = chunk else { break };
+                    if chunk.is_empty() {
+                        break;
+                    }
                     if streams.write_stdin(&chunk).await.is_err() {
                         break;
                     }
@@ -225,7 +230,18 @@ impl Streams {
     pub(crate) fn close_stdin(&self) {
         match &*lock(&self.feeder) {
             Some(feeder) => feeder.notify_one(),
+            None if matches!(*self.stdin.borrow(), Stdin::Soon) => {
+                self.closed_early.store(true, Ordering::Relaxed);
+            }
             None => self.end_stdin(),
+        }
+    }
+
+    /// Does what [`close_stdin`](Self::close_stdin) was asked for before the
+    /// process had its streams; what waits in a FIFO is still read.
+    pub(crate) fn close_stdin_if_asked(&self) {
+        if self.closed_early.swap(false, Ordering::Relaxed) {
+            self.close_stdin();
         }
     }
 
@@ -287,7 +303,8 @@ impl Streams {
         if let Some(log) = &mut *lock(&self.log) {
             log.write(stream, data);
         }
-        if let Some(raw) = &self.raw[stream.index()] {
+        let raw = lock(&self.raw)[stream.index()].clone();
+        if let Some(raw) = raw {
             // Without a reader there is nobody to tell.
             let _ = raw.write_all(data).await;
         }
@@ -335,6 +352,8 @@ impl Streams {
         if let Some(mut log) = lock(&self.log).take() {
             log.finish();
         }
+        // Whoever reads the other end sees the end now.
+        *lock(&self.raw) = [None, None];
         self.finished.store(true, Ordering::Relaxed);
         let clients = std::mem::take(&mut *lock(&self.clients));
         clients.iter().for_each(|client| client.finish());

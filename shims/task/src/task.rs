@@ -28,6 +28,7 @@ use std::{
     time::Duration,
 };
 
+use containerd_shim_protos::events::task as events;
 use jiff::Timestamp;
 use knarr_model::{
     Signal,
@@ -41,10 +42,12 @@ use tokio_util::task::TaskTracker;
 use crate::{
     attach,
     error::{Error, Result},
-    netdev,
+    guest, netdev,
     process::{Exit, Process},
+    publish::{Event, Publisher},
     records,
-    stdio::Addresses,
+    service::timestamp,
+    stdio::{Addresses, Owner},
     streams::{Streams, lock},
 };
 
@@ -64,6 +67,8 @@ pub(crate) struct NewTask<'a> {
     pub(crate) socket: &'a Path,
     /// Clients that are attached to any task.
     pub(crate) clients: &'a TaskTracker,
+    /// containerd's namespace, and who tells it of ends; none with knarrd.
+    pub(crate) containerd: Option<&'a (String, Publisher)>,
 }
 
 /// One task.
@@ -78,6 +83,9 @@ pub(crate) struct Task {
     /// SIGKILL was sent: its end is only a matter of time.
     killed: AtomicBool,
     wasm: bool,
+    /// containerd's.
+    namespace: Option<String>,
+    publisher: Option<Publisher>,
     attach: Mutex<Option<tokio::task::AbortHandle>>,
 }
 
@@ -102,11 +110,15 @@ impl Task {
     /// Makes the container; its first process waits for [`start`](Self::start).
     pub(crate) fn create(new: NewTask<'_>) -> Result<Arc<Self>> {
         let config = new.bundle.join("config.json");
-        let spec = oci::Spec::load(&config)
+        let mut spec = oci::Spec::load(&config)
             .map_err(|error| Error::invalid(format!("load {}: {error}", config.display())))?;
+        if new.containerd.is_some() {
+            guest::dispatch(&mut spec)?;
+        }
         let size = spec.process().as_ref().and_then(|process| process.console_size());
         let wasm = spec.annotations().as_ref().is_some_and(|all| all.contains_key(WASM_ANNOTATION));
-        let init = Process::new("", new.addresses, None, box_size(size))?;
+        let owner = new.containerd.map(|(namespace, _)| Owner { namespace, id: new.id });
+        let init = Process::new("", new.addresses, None, box_size(size), owner)?;
         let mut created = knarr_sandbox::create(CreateOptions {
             id: new.id,
             bundle: new.bundle,
@@ -134,10 +146,15 @@ impl Task {
             paused: AtomicBool::new(false),
             killed: AtomicBool::new(false),
             wasm,
+            namespace: new.containerd.map(|(namespace, _)| namespace.clone()),
+            publisher: new.containerd.map(|(_, publisher)| publisher.clone()),
             attach: Mutex::default(),
         });
-        task.listen(new.clients)
-            .map_err(|error| Error::internal("listen on attach.sock", error))?;
+        // containerd's clients attach through its FIFOs.
+        if new.containerd.is_none() {
+            task.listen(new.clients)
+                .map_err(|error| Error::internal("listen on attach.sock", error))?;
+        }
         tokio::spawn(task.clone().supervise_init(child));
         Ok(task)
     }
@@ -193,7 +210,8 @@ impl Task {
             return Err(Error::exists(format!("exec {exec} already exists")));
         }
         let size = box_size(spec.console_size());
-        let process = Process::new(exec, addresses, Some(spec), size)?;
+        let owner = self.namespace.as_deref().map(|namespace| Owner { namespace, id: exec });
+        let process = Process::new(exec, addresses, Some(spec), size, owner)?;
         execs.insert(exec.to_owned(), process);
         Ok(())
     }
@@ -223,7 +241,7 @@ impl Task {
         match result {
             Ok(child) => {
                 let pid = child.pid();
-                tokio::spawn(supervise_exec(process, child));
+                tokio::spawn(self.clone().supervise_exec(process, child));
                 Ok(pid)
             }
             Err(error) => {
@@ -431,7 +449,37 @@ impl Task {
             // our death will not know.
             tracing::error!("write exit.json of {}: {error}", self.id);
         }
-        self.init.publish(Exit { code, at });
+        if oom_killed && let Some(publisher) = &self.publisher {
+            let container_id = self.id.clone();
+            publisher.publish(&Event::Oom(events::TaskOOM { container_id, ..Default::default() }));
+        }
+        self.exited(&self.init, Exit { code, at });
+    }
+
+    async fn supervise_exec(self: Arc<Self>, process: Arc<Process>, child: Child) {
+        let code = process.ended(&child).await;
+        let at = Timestamp::now();
+        // Where nobody listens there is nothing to wait for.
+        let listened = process.addresses.keeps_output() || process.streams.has_clients();
+        let patience = if listened { PATIENCE_EXEC } else { Duration::ZERO };
+        process.streams.drain(patience).await;
+        self.exited(&process, Exit { code, at });
+    }
+
+    /// Tells containerd, then those who wait.
+    fn exited(&self, process: &Process, exit: Exit) {
+        if let Some(publisher) = &self.publisher {
+            let id = if process.exec.is_empty() { &self.id } else { &process.exec };
+            publisher.publish(&Event::Exit(events::TaskExit {
+                container_id: self.id.clone(),
+                id: id.clone(),
+                pid: process.pid(),
+                exit_status: exit.code,
+                exited_at: timestamp(Some(exit)),
+                ..Default::default()
+            }));
+        }
+        process.publish(exit);
     }
 }
 
@@ -448,16 +496,6 @@ fn kill_rest(container: &Container) -> bool {
         tracing::error!("kill what is left of the container: {error}");
     }
     oom_killed
-}
-
-async fn supervise_exec(process: Arc<Process>, child: Child) {
-    let code = process.ended(&child).await;
-    let at = Timestamp::now();
-    // Where nobody listens there is nothing to wait for.
-    let listened = process.addresses.keeps_output() || process.streams.has_clients();
-    let patience = if listened { PATIENCE_EXEC } else { Duration::ZERO };
-    process.streams.drain(patience).await;
-    process.publish(Exit { code, at });
 }
 
 /// An exec that never came to be: its clients must not wait for it.
