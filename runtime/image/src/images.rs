@@ -152,7 +152,7 @@ impl Images {
         let config = self.0.config(&image.row)?;
         let store = self.store();
         let interface = match stored::program(store, &image.row.workload, &image.row.layers)? {
-            Some(mut file) => crate::wasm::read(&mut file, "program")?.0,
+            Some(file) => crate::wasm::interface(&file, "program")?,
             None => crate::wasm::Interface::default(),
         };
         Ok(Inspect {

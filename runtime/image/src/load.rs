@@ -189,6 +189,7 @@ fn take_in(inner: &Inner, lease: &Lease, feed: Feed) -> Result<Taken> {
         let name = name.ok_or_else(|| bad("its name leads out of the archive"))?;
         match entry.kind {
             EntryKind::Directory => {}
+            EntryKind::File if entry.sparse.is_some() => return Err(bad("it has holes")),
             EntryKind::File => {
                 let twice = match name.as_str() {
                     "manifest.json" => {

@@ -181,8 +181,9 @@ impl Pull<'_> {
             .collect();
         if let Some(image) = image
             && layers.iter().all(|(layer, unpacking)| self.is_here(layer, *unpacking))
+            && let Some(image) = self.inner.rename(image, &arrival)?
         {
-            return Ok((self.inner.rename(image, &arrival)?, !known));
+            return Ok((image, !known));
         }
         for (layer, unpacking) in &layers {
             let here = self.is_here(layer, *unpacking);

@@ -66,14 +66,19 @@ impl Inner {
         Ok((Some(row), named))
     }
 
-    /// Gives an image that is here the names it came under this time.
-    pub(crate) fn rename(&self, row: ImageRow, arrival: &Arrival) -> Result<Image> {
+    /// Gives an image that is here the names it came under this time; none where
+    /// it was removed meanwhile.
+    pub(crate) fn rename(&self, row: ImageRow, arrival: &Arrival) -> Result<Option<Image>> {
         for name in arrival.tags.iter().chain(&arrival.digests) {
-            if !row.tags.contains(name) && !row.digests.contains(name) {
-                self.contents.db.image_name(name, &row.id)?;
+            let known = row.tags.contains(name) || row.digests.contains(name);
+            if !known && !self.contents.db.image_name(name, &row.id)? {
+                return Ok(None);
             }
         }
-        self.get(&row.id)
+        match self.get(&row.id) {
+            Err(Error::NotFound(_)) => Ok(None),
+            other => other.map(Some),
+        }
     }
 
     /// Decides what an image is, compiles it if it is Wasm, and writes its row.

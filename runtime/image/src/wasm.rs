@@ -14,12 +14,17 @@ use std::{
 
 use knarr_model::{Digest, WasmAbi};
 use sha2::{Digest as _, Sha256};
-use wasmparser::{ExternalKind, Parser, Payload};
+use wasmparser::{
+    BinaryReader, ComponentExportSectionReader, ComponentImportSectionReader, ExportSectionReader,
+    ExternalKind, ImportSectionReader, Parser,
+};
 
 use crate::{Error, Result};
 
 /// Larger programs are refused; the largest known are below 100 MB.
 const PROGRAM_MAX: u64 = 512 << 20;
+/// The largest import or export section.
+const SECTION_MAX: u64 = 8 << 20;
 /// How many imports and exports are kept for people to read.
 const NAMES_MAX: usize = 1000;
 
@@ -115,61 +120,104 @@ pub(crate) struct Interface {
 
 /// Reads a program and decides how it is called; `shown` names it in messages.
 pub(crate) fn inspect(file: &mut File, shown: &str) -> Result<Program> {
-    let (interface, module) = read(file, shown)?;
-    let (abi, description) = decide(&interface, shown)?;
+    let (abi, description) = decide(&interface(file, shown)?, shown)?;
+    let module = hash(file).map_err(|e| Error::Internal(format!("read {shown}: {e}")))?;
     Ok(Program { abi, module, description })
 }
 
-/// Reads a program's interface and hashes its bytes.
-pub(crate) fn read(file: &mut File, shown: &str) -> Result<(Interface, Digest)> {
+/// Reads what a program imports and exports.
+pub(crate) fn interface(file: &File, shown: &str) -> Result<Interface> {
     let failed = |e: std::io::Error| Error::Internal(format!("read {shown}: {e}"));
     let size = file.metadata().map_err(failed)?.len();
     if size > PROGRAM_MAX {
         return Err(Error::Unsupported(format!("{shown} is larger than {PROGRAM_MAX} bytes")));
     }
-    file.seek(SeekFrom::Start(0)).map_err(failed)?;
-    let mut bytes = Vec::with_capacity(size as usize);
-    file.take(PROGRAM_MAX).read_to_end(&mut bytes).map_err(failed)?;
-    let module = Digest::from_bytes(Sha256::digest(&bytes).into());
-    Ok((parse(&bytes).map_err(|e| Error::invalid(shown, e.to_string()))?, module))
+    parse(size, |buffer, at| file.read_exact_at(buffer, at))
+        .map_err(|why| Error::invalid(shown, why))
 }
 
-fn parse(bytes: &[u8]) -> wasmparser::Result<Interface> {
-    let mut interface = Interface { component: Parser::is_component(bytes), ..Default::default() };
-    let mut depth = 0usize;
-    for payload in Parser::new(0).parse_all(bytes) {
-        match payload? {
-            Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
-            Payload::End(_) => depth = depth.saturating_sub(1),
-            _ if depth > 0 => {}
-            Payload::ImportSection(section) => {
-                for import in section.into_imports() {
-                    let import = import?;
-                    note(&mut interface.imports, format!("{}.{}", import.module, import.name));
-                }
-            }
-            Payload::ExportSection(section) => {
-                for export in section {
-                    let export = export?;
-                    if export.kind == ExternalKind::Func {
-                        note(&mut interface.exports, export.name.to_owned());
-                    }
-                }
-            }
-            Payload::ComponentImportSection(section) => {
-                for import in section {
-                    note(&mut interface.imports, import?.name.name.to_owned());
-                }
-            }
-            Payload::ComponentExportSection(section) => {
-                for export in section {
-                    note(&mut interface.exports, export?.name.name.to_owned());
-                }
-            }
-            _ => {}
+fn hash(file: &mut File) -> std::io::Result<Digest> {
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 128 * 1024];
+    file.seek(SeekFrom::Start(0))?;
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(Digest::from_bytes(hash.finalize().into())),
+            read => hash.update(&buffer[..read]),
         }
     }
+}
+
+/// Walks the outermost sections: only imports and exports are read, the rest,
+/// which may be a hundred megabytes of code, is stepped over.
+fn parse(
+    size: u64,
+    read: impl Fn(&mut [u8], u64) -> std::io::Result<()>,
+) -> std::result::Result<Interface, String> {
+    let get = |at: u64, length: u64| {
+        let mut bytes = vec![0; length as usize];
+        read(&mut bytes, at).map_err(|e| e.to_string()).map(|()| bytes)
+    };
+    let kind = get(0, size.min(8))?;
+    let component = Parser::is_component(&kind);
+    if !component && !Parser::is_core_wasm(&kind) {
+        return Err("neither a module nor a component of a version that is known".into());
+    }
+    let mut interface = Interface { component, ..Default::default() };
+    let mut at = 8;
+    while at < size {
+        let start = get(at, (size - at).min(6))?;
+        let mut header = BinaryReader::new(&start, at as usize);
+        let wrong = |e: wasmparser::BinaryReaderError| e.to_string();
+        let id = header.read_u8().map_err(wrong)?;
+        let length = u64::from(header.read_var_u32().map_err(wrong)?);
+        let content = header.original_position() as u64;
+        if length > size - content {
+            return Err(format!("section at byte {at} ends behind the end of the file"));
+        }
+        at = content + length;
+        let wanted = matches!((component, id), (false, 2 | 7) | (true, 10 | 11));
+        if !wanted {
+            continue;
+        }
+        if length > SECTION_MAX {
+            return Err(format!("import or export section of more than {SECTION_MAX} bytes"));
+        }
+        let bytes = get(content, length)?;
+        let reader = BinaryReader::new(&bytes, content as usize);
+        section(&mut interface, id, reader).map_err(wrong)?;
+    }
     Ok(interface)
+}
+
+fn section(interface: &mut Interface, id: u8, reader: BinaryReader<'_>) -> wasmparser::Result<()> {
+    match id {
+        2 => {
+            for import in ImportSectionReader::new(reader)?.into_imports() {
+                let import = import?;
+                note(&mut interface.imports, format!("{}.{}", import.module, import.name));
+            }
+        }
+        7 => {
+            for export in ExportSectionReader::new(reader)? {
+                let export = export?;
+                if export.kind == ExternalKind::Func {
+                    note(&mut interface.exports, export.name.to_owned());
+                }
+            }
+        }
+        10 => {
+            for import in ComponentImportSectionReader::new(reader)? {
+                note(&mut interface.imports, import?.name.name.to_owned());
+            }
+        }
+        _ => {
+            for export in ComponentExportSectionReader::new(reader)? {
+                note(&mut interface.exports, export?.name.name.to_owned());
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Names are for people and for the decision; a program has some dozens.
@@ -271,9 +319,41 @@ fn decide(interface: &Interface, shown: &str) -> Result<(WasmAbi, String)> {
 mod tests {
     use super::*;
 
+    fn of(bytes: &[u8]) -> std::result::Result<Interface, String> {
+        parse(bytes.len() as u64, |buffer, at| {
+            let at = at as usize;
+            let from = bytes.get(at..at + buffer.len());
+            buffer.copy_from_slice(from.ok_or(std::io::ErrorKind::UnexpectedEof)?);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn w22_broken_binaries_are_errors() {
+        let bytes = wat::parse_str(
+            "(module (import \"a\" \"b\" (func)) (func (export \"_start\")) (memory 1))",
+        )
+        .unwrap();
+        for end in 9..bytes.len() {
+            // A cut between sections is for the compiler to find.
+            let _ = of(&bytes[..end]);
+        }
+        for at in 8..bytes.len() {
+            let mut broken = bytes.clone();
+            broken[at] ^= 0xff;
+            let _ = of(&broken);
+        }
+        assert!(of(&bytes[..bytes.len() - 3]).is_err() || of(&bytes[..12]).is_err());
+        for bad in [&b"\0asm"[..], b"\0asm\x02\0\0\0", b"\0asm\x0c\0\x01\0", b""] {
+            assert!(of(bad).unwrap_err().contains("neither"), "{bad:?}");
+        }
+        let huge = [&bytes[..8], &[2, 0xff, 0xff, 0xff, 0xff, 0x0f]].concat();
+        assert!(of(&huge).unwrap_err().contains("behind the end"));
+    }
+
     fn verdict(wat: &str) -> Result<(WasmAbi, String)> {
         let bytes = wat::parse_str(wat).unwrap();
-        decide(&parse(&bytes).unwrap(), "/app.wasm")
+        decide(&of(&bytes).unwrap(), "/app.wasm")
     }
 
     fn component(imports: &[&str], exports: &[&str]) -> String {

@@ -4,8 +4,9 @@
 //! parents are opened with `openat2(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)`,
 //! the last component is created exclusively and never followed, metadata is
 //! set through the descriptor of what was just made. A parent that is a
-//! symbolic link is refused, even where it stays inside: a layer says where its
-//! files lie by their own names (RELIABILITY I02).
+//! symbolic link of this very layer (`lib -> usr/lib`, then `lib/x`) is read
+//! and resolved component by component with the layer's root as `/`, before
+//! anything is opened (RELIABILITY I02, `resolve.rs`).
 //!
 //! Whiteouts become what overlayfs understands: a character device 0:0 for a
 //! name, the attribute `trusted.overlay.opaque=y` for a directory. They speak of
@@ -18,7 +19,7 @@
 use std::{
     collections::HashMap,
     fs::File,
-    io::{Read, Write},
+    io::{Read, Seek, SeekFrom, Write},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
 };
@@ -35,6 +36,7 @@ use rustix::{
 use crate::{
     Entry, EntryKind, Error, LayerInfo, Result, Tarball,
     names::{self, Meaning},
+    resolve,
 };
 
 /// Descriptors of directories that are kept open between entries.
@@ -108,6 +110,11 @@ impl Extractor<'_> {
     fn entry<R: Read>(&mut self, entry: &Entry, data: &mut Tarball<R>) -> Step {
         let parts = names::components(&entry.path).or_else(refused)?;
         let meaning = names::meaning(&parts).or_else(refused)?;
+        let resolved = self.without_links(&parts)?;
+        let parts: Vec<&[u8]> = match &resolved {
+            Some(owned) => owned.iter().map(Vec::as_slice).collect(),
+            None => parts,
+        };
         if meaning != Meaning::Plain {
             if meaning != Meaning::Ignored && entry.kind != EntryKind::File {
                 return refused("a whiteout must be a regular file");
@@ -136,6 +143,27 @@ impl Extractor<'_> {
 
     // --- directories on the way ------------------------------------------
 
+    /// The same path without links among its parents; none where there are none.
+    fn without_links(&mut self, parts: &[&[u8]]) -> Step<Option<Vec<Vec<u8>>>> {
+        let Some((name, parents)) = parts.split_last() else { return Ok(None) };
+        let key = parents.join(&b'/');
+        if self.parents.contains_key(&key) {
+            return Ok(None);
+        }
+        match self.open_beneath(&key) {
+            Err(Errno::LOOP) => {}
+            Ok(opened) => {
+                self.keep_open(key, opened);
+                return Ok(None);
+            }
+            // Anything else is for those who open it.
+            Err(_) => return Ok(None),
+        }
+        let mut resolved = resolve::directories(self.root, parents).map_err(Failure::Refused)?;
+        resolved.push(name.to_vec());
+        Ok(Some(resolved))
+    }
+
     /// Makes sure that the directory of these components is open in `parents`,
     /// creating what the archive does not mention.
     fn open_parents(&mut self, parts: &[&[u8]]) -> Step {
@@ -152,11 +180,15 @@ impl Extractor<'_> {
             }
             other => other?,
         };
+        self.keep_open(key, opened);
+        Ok(())
+    }
+
+    fn keep_open(&mut self, key: Vec<u8>, opened: OwnedFd) {
         if self.parents.len() >= OPEN_PARENTS {
             self.parents.clear();
         }
         self.parents.insert(key, opened);
-        Ok(())
     }
 
     fn parent(&self, parts: &[&[u8]]) -> Step<BorrowedFd<'_>> {
@@ -189,9 +221,7 @@ impl Extractor<'_> {
                 Err(Errno::LOOP | Errno::NOTDIR) => {
                     if !is_whiteout(at.as_fd(), part)? {
                         let shown = String::from_utf8_lossy(part).into_owned();
-                        return refused(format!(
-                            "its parent {shown:?} is a symbolic link or no directory"
-                        ));
+                        return refused(format!("its parent {shown:?} is no directory"));
                     }
                     unlinkat(&at, *part, AtFlags::empty())?;
                     mkdirat(&at, *part, Mode::from_raw_mode(0o755))?;
@@ -263,16 +293,15 @@ impl Extractor<'_> {
             other => other?,
         };
         let mut file = File::from(fd);
-        let mut left = entry.size;
-        while left > 0 {
-            let want = self.buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-            let read = match data.read(&mut self.buffer[..want]) {
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
-                other => other.map_err(|e| Failure::Other(Error::Source(e)))?,
-            };
-            file.write_all(&self.buffer[..read])
-                .map_err(|e| Failure::Other(Error::io("unpack into", self.path)(e)))?;
-            left -= read as u64;
+        match &entry.sparse {
+            None => self.copy(data, &mut file, entry.size)?,
+            Some(sparse) => {
+                for (at, length) in &sparse.pieces {
+                    self.written(file.seek(SeekFrom::Start(*at)))?;
+                    self.copy(data, &mut file, *length)?;
+                }
+                self.written(file.set_len(sparse.size))?;
+            }
         }
         self.info.size += entry.size;
         // Changing the owner drops set-id bits and capabilities: it comes first.
@@ -283,6 +312,25 @@ impl Extractor<'_> {
         fchmod(&file, Mode::from_raw_mode(entry.mode))?;
         futimens(&file, &times(entry))?;
         Ok(())
+    }
+
+    /// Copies so many bytes of the archive to where a file stands.
+    fn copy<R: Read>(&mut self, data: &mut Tarball<R>, file: &mut File, length: u64) -> Step {
+        let mut left = length;
+        while left > 0 {
+            let want = self.buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            let read = match data.read(&mut self.buffer[..want]) {
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+                other => other.map_err(|e| Failure::Other(Error::Source(e)))?,
+            };
+            self.written(file.write_all(&self.buffer[..read]))?;
+            left -= read as u64;
+        }
+        Ok(())
+    }
+
+    fn written<T>(&self, outcome: std::io::Result<T>) -> Step<T> {
+        outcome.map_err(|e| Failure::Other(Error::io("unpack into", self.path)(e)))
     }
 
     fn directory(&mut self, parents: &[&[u8]], name: &[u8], entry: &Entry) -> Step {
@@ -324,12 +372,17 @@ impl Extractor<'_> {
         let shown = String::from_utf8_lossy(&entry.link).into_owned();
         let missing =
             || Failure::Refused(format!("hard link to {shown:?}, which is not in this layer"));
-        let Some((target_name, target_parents)) = target.split_last() else {
-            return refused("hard link to the root");
-        };
         if names::meaning(&target).or_else(refused)? != Meaning::Plain {
             return refused("hard link to a whiteout");
         }
+        let resolved = self.without_links(&target)?;
+        let target: Vec<&[u8]> = match &resolved {
+            Some(owned) => owned.iter().map(Vec::as_slice).collect(),
+            None => target,
+        };
+        let Some((target_name, target_parents)) = target.split_last() else {
+            return refused("hard link to the root");
+        };
         if target_parents == parents && *target_name == name {
             return refused("hard link to itself");
         }
@@ -337,9 +390,7 @@ impl Extractor<'_> {
         let from = match self.open_beneath(&target_parents.join(&b'/')) {
             Err(Errno::NOENT) => return Err(missing()),
             Err(Errno::LOOP | Errno::NOTDIR | Errno::XDEV) => {
-                return refused(format!(
-                    "hard link to {shown:?}, whose parent is a symbolic link or no directory"
-                ));
+                return refused(format!("hard link to {shown:?}, whose parent is no directory"));
             }
             other => other?,
         };

@@ -35,7 +35,9 @@ mod layers;
 mod names;
 mod pax;
 mod remove;
+mod resolve;
 mod snapshots;
+mod sparse;
 mod sweep;
 mod tarball;
 
@@ -51,6 +53,7 @@ pub use decompress::{Compression, Decompressor};
 pub use error::{Error, Result};
 pub use layers::{LayerInfo, Limits, Unpacked};
 pub use snapshots::{Snapshot, Usage};
+pub use sparse::Sparse;
 pub use sweep::{Keep, Swept};
 pub use tarball::{Entry, EntryKind, Tarball};
 

@@ -5,6 +5,8 @@
 //! number that is none, a repeated extended attribute or one of overlayfs' own
 //! refuses the entry.
 
+use crate::sparse::Records;
+
 /// What an extended header says about the next entry.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Pax {
@@ -15,9 +17,11 @@ pub(crate) struct Pax {
     pub(crate) gid: Option<u64>,
     pub(crate) mtime: Option<(i64, u32)>,
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(crate) sparse: Records,
 }
 
 const XATTR: &[u8] = b"SCHILY.xattr.";
+const SPARSE: &[u8] = b"GNU.sparse.";
 
 /// Parses the records of one extended header.
 pub(crate) fn parse(mut records: &[u8]) -> Result<Pax, String> {
@@ -40,9 +44,7 @@ pub(crate) fn parse(mut records: &[u8]) -> Result<Pax, String> {
             b"mtime" => {
                 pax.mtime = Some(time(text()?).ok_or("malformed time in an extended header")?);
             }
-            _ if key.starts_with(b"GNU.sparse.") => {
-                return Err("sparse files are not supported".into());
-            }
+            _ if key.starts_with(SPARSE) => pax.sparse.record(&key[SPARSE.len()..], value)?,
             _ if key.starts_with(XATTR) => attribute(&mut pax, &key[XATTR.len()..], value)?,
             _ => {}
         }
@@ -142,7 +144,9 @@ mod tests {
             line("size", "-1"),
             line("size", "1x"),
             line("mtime", "soon"),
-            line("GNU.sparse.map", "0,1"),
+            line("GNU.sparse.map", "0,x"),
+            line("GNU.sparse.numbytes", "1"),
+            line("GNU.sparse.unknown", "1"),
             line("SCHILY.xattr.trusted.overlay.redirect", "/../../etc"),
             line("SCHILY.xattr.user.overlay.opaque", "y"),
             line("SCHILY.xattr.user.a\0b", "y"),

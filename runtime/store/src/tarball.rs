@@ -1,4 +1,5 @@
-//! A strict, bounded reader of tar archives: v7, ustar, PAX and GNU long names.
+//! A strict, bounded reader of tar archives: v7, ustar, PAX, GNU long names and
+//! sparse files (`sparse.rs`).
 //!
 //! Bounded means: whatever an archive says, no more than [`EXTENSION_MAX`]
 //! bytes of it are ever held in memory, which is why this is not the `tar`
@@ -19,6 +20,7 @@ use std::io::{self, Read};
 use crate::{
     Error, Result,
     pax::{self, Pax},
+    sparse::{self, Sparse},
 };
 
 const BLOCK: usize = 512;
@@ -63,6 +65,8 @@ pub struct Entry {
     pub link: Vec<u8>,
     /// Bytes of data that follow.
     pub size: u64,
+    /// Where they belong in a file with holes; none where they are all of it.
+    pub sparse: Option<Sparse>,
     /// Device numbers.
     pub device: (u32, u32),
     /// Extended attributes.
@@ -138,7 +142,9 @@ impl<R: Read> Tarball<R> {
                 }
                 _ => {
                     let pax = pax.unwrap_or_default();
-                    return self.entry(&header, pax, long_name, long_link).map(Some);
+                    let mut entry = self.entry(&header, &pax, long_name, long_link)?;
+                    self.sparse(&header, &pax.sparse, &mut entry)?;
+                    return Ok(Some(entry));
                 }
             }
         }
@@ -240,7 +246,7 @@ impl<R: Read> Tarball<R> {
     fn entry(
         &mut self,
         header: &[u8; BLOCK],
-        pax: Pax,
+        pax: &Pax,
         long_name: Option<Vec<u8>>,
         long_link: Option<Vec<u8>>,
     ) -> Result<Entry> {
@@ -252,20 +258,22 @@ impl<R: Read> Tarball<R> {
                 _ => name.to_owned(),
             }
         };
-        let path = pax.path.or(long_name).unwrap_or_else(short_name);
-        let link =
-            pax.link.or(long_link).unwrap_or_else(|| until_zero(&header[157..257]).to_owned());
+        let path = pax.path.clone().or(long_name).unwrap_or_else(short_name);
+        let link = pax
+            .link
+            .clone()
+            .or(long_link)
+            .unwrap_or_else(|| until_zero(&header[157..257]).to_owned());
         let kind = match header[156] {
             // Before ustar a directory was a file whose name ends in a slash.
             0 if path.ends_with(b"/") => EntryKind::Directory,
-            0 | b'0' | b'7' => EntryKind::File,
+            0 | b'0' | b'7' | b'S' => EntryKind::File,
             b'1' => EntryKind::HardLink,
             b'2' => EntryKind::Symlink,
             b'3' => EntryKind::CharDevice,
             b'4' => EntryKind::BlockDevice,
             b'5' => EntryKind::Directory,
             b'6' => EntryKind::Fifo,
-            b'S' => return Err(self.bad("sparse files are not supported")),
             other => {
                 return Err(
                     self.bad(&format!("entry type {:?} is not supported", char::from(other)))
@@ -304,7 +312,71 @@ impl<R: Read> Tarball<R> {
         };
         let mode = (self.number(&header[100..108])? & 0o7777) as u32;
         self.begin_data(size);
-        Ok(Entry { path, kind, mode, uid, gid, mtime, link, size, device, xattrs: pax.xattrs })
+        let xattrs = pax.xattrs.clone();
+        let sparse = None;
+        Ok(Entry { path, kind, mode, uid, gid, mtime, link, size, sparse, device, xattrs })
+    }
+
+    /// Reads the map of a file with holes: its entry then has only the data.
+    fn sparse(
+        &mut self,
+        header: &[u8; BLOCK],
+        pax: &sparse::Records,
+        entry: &mut Entry,
+    ) -> Result<()> {
+        let old = header[156] == b'S';
+        if entry.kind != EntryKind::File || !(old || pax.any()) {
+            return Ok(());
+        }
+        let (map, size) = if old {
+            // The header's own map goes on in blocks before the data.
+            let mut map = Vec::new();
+            let mut more = self.sparse_numbers(&header[386..482], header[482], &mut map)?;
+            while more {
+                let mut block = [0; BLOCK];
+                self.reader.read_exact(&mut block).map_err(truncated)?;
+                self.offset += BLOCK as u64;
+                more = self.sparse_numbers(&block[..504], block[504], &mut map)?;
+            }
+            (map, self.number(&header[483..495])?)
+        } else if pax.in_data() {
+            let map = self.sparse_lines()?;
+            entry.size = self.data;
+            (map, pax.size.ok_or_else(|| self.bad("a sparse file without its size"))?)
+        } else {
+            (pax.map.clone(), pax.size.ok_or_else(|| self.bad("a sparse file without its size"))?)
+        };
+        if let Some(name) = &pax.name {
+            entry.path.clone_from(name);
+        }
+        let sparse = Sparse::new(&map, size, entry.size).map_err(|why| self.bad(why))?;
+        entry.sparse = Some(sparse);
+        Ok(())
+    }
+
+    /// Offsets and lengths of one GNU block; whether another follows.
+    fn sparse_numbers(&self, fields: &[u8], more: u8, map: &mut Vec<u64>) -> Result<bool> {
+        for field in fields.chunks_exact(12) {
+            if field[0] == 0 {
+                break;
+            }
+            map.push(self.number(field)?);
+        }
+        if map.len() > sparse::NUMBERS_MAX {
+            return Err(self.bad("a sparse file of too many pieces"));
+        }
+        Ok(more != 0)
+    }
+
+    /// The map of PAX's form 1.0: decimal lines before the data, padded to a block.
+    fn sparse_lines(&mut self) -> Result<Vec<u64>> {
+        let mut numbers = sparse::Lines::default();
+        while !numbers.complete() {
+            let mut block = [0; BLOCK];
+            self.read_exact(&mut block).map_err(truncated)?;
+            numbers.feed(&block).map_err(|why| self.bad(why))?;
+        }
+        Ok(numbers.map)
     }
 
     /// A numeric field: octal digits, or base 256 where the first bit is set.
@@ -350,6 +422,13 @@ impl<R: Read> Read for Tarball<R> {
         self.data -= read as u64;
         self.offset += read as u64;
         Ok(read)
+    }
+}
+
+fn truncated(e: io::Error) -> Error {
+    match e.kind() {
+        io::ErrorKind::UnexpectedEof => Error::Archive("archive is truncated".into()),
+        _ => Error::Source(e),
     }
 }
 

@@ -163,31 +163,82 @@ fn i01_names_never_leave_the_layer() {
 }
 
 #[test]
-fn i02_symlink_parent_is_refused() {
+fn i02_symlink_parents_are_resolved_beneath_the_layer() {
     let fixture = Fixture::new();
     let victim = fixture.scratch.path().join("victim");
     fs::create_dir(&victim).unwrap();
     let target = victim.display().to_string();
-    let refused = "symbolic link";
-    for archive in [
-        EvilTar::new().symlink("d", &target).file("d/passwd", b"evil"),
-        EvilTar::new().symlink("a", &target).symlink("b", "a").file("b/passwd", b"evil"),
-        EvilTar::new().symlink("d", "/").file("d/etc/passwd", b"evil"),
-        EvilTar::new().symlink("d", "..").directory("d/x"),
-        EvilTar::new().directory("in").symlink("d", "in").file("d/x", b"inside, yet refused"),
-        EvilTar::new().symlink("d", &target).symlink("d/x", "y"),
-        EvilTar::new().symlink("d", &target).node(b'6', "d/pipe", 0, 0),
-        EvilTar::new().symlink("d", &target).file("d/.wh.x", b""),
-        EvilTar::new().symlink("d", &target).file("d/.wh..wh..opq", b""),
-        EvilTar::new().file("f", b"").file("f/x", b"below a file"),
+    let inside = &target[1..];
+    let up = "../".repeat(8);
+    for (archive, lands) in [
+        (EvilTar::new().symlink("d", &target).file("d/passwd", b"x"), format!("{inside}/passwd")),
+        (
+            EvilTar::new().symlink("a", &target).symlink("b", "a").file("b/passwd", b"x"),
+            format!("{inside}/passwd"),
+        ),
+        (EvilTar::new().symlink("d", "/").file("d/etc/passwd", b"x"), "etc/passwd".into()),
+        (EvilTar::new().symlink("d", "..").directory("d/x"), "x".into()),
+        (
+            EvilTar::new().symlink("d", &format!("{up}{inside}")).file("d/x", b"x"),
+            format!("{inside}/x"),
+        ),
+        (
+            EvilTar::new().directory("usr/lib").symlink("lib", "usr/lib").file("lib/x", b"x"),
+            "usr/lib/x".into(),
+        ),
+        (EvilTar::new().symlink("lib", "usr/lib").file("lib/a/x", b"x"), "usr/lib/a/x".into()),
+        (EvilTar::new().symlink("a/up", "../b").file("a/up/x", b"x"), "b/x".into()),
+        (EvilTar::new().symlink("d", &target).symlink("d/x", "y"), format!("{inside}/x")),
+        (EvilTar::new().symlink("d", &target).node(b'6', "d/p", 0, 0), format!("{inside}/p")),
         // A directory that becomes a link after its descriptor was kept.
-        EvilTar::new()
-            .directory("d")
-            .file("d/one", b"")
-            .symlink("d", &target)
-            .file("d/two", b"evil"),
+        (
+            EvilTar::new().directory("d").file("d/one", b"").symlink("d", &target).file("d/2", b""),
+            format!("{inside}/2"),
+        ),
+        // A link whose target becomes another directory.
+        (
+            EvilTar::new()
+                .symlink("l", "one")
+                .file("l/x", b"")
+                .symlink("l", "two")
+                .file("l/y", b""),
+            "two/y".into(),
+        ),
     ] {
-        fixture.refused(&archive.finish(), refused);
+        let layer = fixture.layer(&archive.finish());
+        assert!(fs::symlink_metadata(layer.join(&lands)).is_ok(), "{lands}");
+    }
+    // Whiteouts and hard links go the same way.
+    let layer = fixture.layer(
+        &EvilTar::new()
+            .symlink("lib", "usr/lib")
+            .file("lib/.wh.gone", b"")
+            .file("lib/deep/.wh..wh..opq", b"")
+            .file("lib/one", b"1")
+            .hard_link("two", "lib/one")
+            .hard_link("lib/three", "two")
+            .finish(),
+    );
+    assert!(is_whiteout(&layer.join("usr/lib/gone")));
+    assert!(is_opaque(&layer.join("usr/lib/deep")));
+    assert_eq!(fs::metadata(layer.join("usr/lib/three")).unwrap().nlink(), 3);
+    for (archive, word) in [
+        (EvilTar::new().file("f", b"").file("f/x", b""), "no directory"),
+        (EvilTar::new().file("f", b"").symlink("l", "f").file("l/x", b""), "no directory"),
+        (EvilTar::new().symlink("a", "b").symlink("b", "a").file("a/x", b""), "loop"),
+        (EvilTar::new().symlink("a", "a/a").file("a/x", b""), "loop"),
+        (EvilTar::new().symlink("a", ".wh.x").file("a/x", b""), "whiteout"),
+        (
+            EvilTar::new()
+                .long(b'K', "n/".repeat(2000).as_bytes())
+                .symlink("a", "")
+                .file(&format!("a/{}", "m/".repeat(40)), b"")
+                .long(b'L', format!("a/{}x", "m/".repeat(100)).as_bytes())
+                .file("x", b""),
+            "longer",
+        ),
+    ] {
+        fixture.refused(&archive.finish(), word);
     }
     assert_eq!(fs::read_dir(&victim).unwrap().count(), 0);
 
@@ -232,8 +283,9 @@ fn i03_hard_links_stay_inside() {
         (EvilTar::new().hard_link("h", ""), "hard link"),
         (EvilTar::new().hard_link("h", "/"), "root"),
         (EvilTar::new().directory("d").hard_link("h", "d"), "directory"),
-        (EvilTar::new().symlink("s", &outside).hard_link("h", "s/x"), "no directory"),
-        (EvilTar::new().symlink("s", "/etc").hard_link("h", "s/passwd"), "symbolic link"),
+        (EvilTar::new().symlink("s", &outside).hard_link("h", "s/x"), "not in this layer"),
+        (EvilTar::new().symlink("s", "/etc").hard_link("h", "s/passwd"), "not in this layer"),
+        (EvilTar::new().file("f", b"").hard_link("h", "f/x"), "no directory"),
         (EvilTar::new().file(".wh.w", b"").hard_link("h", "w"), "not in this layer"),
         (EvilTar::new().file("d/x", b"").hard_link("d", "d/x"), "not in this layer"),
     ] {
@@ -400,6 +452,82 @@ fn i06_nodes_and_attributes() {
     assert!(get("trusted.other").is_err() && get("security.selinux").is_err());
 }
 
+/// A file `f` with holes as GNU's old format writes it.
+fn sparse(pieces: &[(u64, u64)], size: u64, data: &[u8]) -> Vec<u8> {
+    let mut header = Header::new(b'S', b"f");
+    header.put(257, b"ustar  \0").size(data.len() as u64);
+    for (at, (offset, length)) in pieces.iter().enumerate() {
+        header.octal(386 + at * 24, 12, *offset).octal(398 + at * 24, 12, *length);
+    }
+    header.octal(483, 12, size);
+    EvilTar::new().entry(&header, data).finish()
+}
+
+/// The same as PAX records.
+fn pax_sparse(records: &[(&str, &str)], data: &[u8]) -> Vec<u8> {
+    let records: Vec<(String, &[u8])> = records
+        .iter()
+        .map(|(key, value)| (format!("GNU.sparse.{key}"), value.as_bytes()))
+        .collect();
+    let records: Vec<(&str, &[u8])> =
+        records.iter().map(|(key, value)| (key.as_str(), *value)).collect();
+    EvilTar::new().pax(&records).file("f", data).finish()
+}
+
+#[test]
+fn i25_files_with_holes_keep_them() {
+    let fixture = Fixture::new();
+    let source = fixture.scratch.path().join("source");
+    fs::create_dir(&source).unwrap();
+    let holes = fs::File::create(source.join("holes")).unwrap();
+    // More pieces than the header of the old format holds, and a hole at the end.
+    for piece in 0..40u64 {
+        let text = format!("piece {piece}");
+        std::os::unix::fs::FileExt::write_all_at(&holes, text.as_bytes(), piece << 20).unwrap();
+    }
+    holes.set_len(1 << 30).unwrap();
+    drop(holes);
+    fs::write(source.join("next"), "unharmed").unwrap();
+    let want = tree_of(&source, &["holes", "next"]);
+    for format in [
+        &["--format=gnu"][..],
+        &["--format=pax", "--sparse-version=0.0"],
+        &["--format=pax", "--sparse-version=0.1"],
+        &["--format=pax", "--sparse-version=1.0"],
+    ] {
+        let tar = Command::new("tar")
+            .args(["--sparse", "-C"])
+            .arg(&source)
+            .args(format)
+            .args(["-cf", "-", "holes", "next"])
+            .output()
+            .unwrap();
+        assert!(tar.stdout.len() < 4 << 20, "tar found the holes");
+        let layer = fixture.layer(&tar.stdout);
+        assert_eq!(tree_of(&layer, &["holes", "next"]), want, "{format:?}");
+        let disk = fs::metadata(layer.join("holes")).unwrap().blocks() * 512;
+        assert!(disk < 4 << 20, "{format:?}: {disk} bytes on disk");
+        fs::remove_dir_all(layer.parent().unwrap()).unwrap();
+    }
+}
+
+/// Lengths and digests of some files.
+fn tree_of(root: &Path, names: &[&str]) -> Vec<(u64, Digest)> {
+    let of = |name: &&str| {
+        let mut file = fs::File::open(root.join(name)).unwrap();
+        let (mut hash, mut buffer, mut length) = (Sha256::new(), vec![0; 1 << 20], 0);
+        loop {
+            let read = file.read(&mut buffer).unwrap();
+            if read == 0 {
+                return (length, Digest::from_bytes(hash.finalize().into()));
+            }
+            hash.update(&buffer[..read]);
+            length += read as u64;
+        }
+    };
+    names.iter().map(of).collect()
+}
+
 #[test]
 fn i07_headers_that_lie_are_errors() {
     let fixture = Fixture::new();
@@ -449,8 +577,23 @@ fn i07_headers_that_lie_are_errors() {
         ),
         ("wrong checksum", checksum),
         ("unknown type", EvilTar::new().entry(&Header::new(b'Z', b"f"), b"").finish()),
-        ("sparse", EvilTar::new().entry(&Header::new(b'S', b"f"), b"").finish()),
-        ("pax sparse", EvilTar::new().pax(&[("GNU.sparse.map", b"0,1")]).file("f", b"").finish()),
+        ("sparse without data", sparse(&[(0, 512)], 4096, b"")),
+        ("sparse beyond its size", sparse(&[(4096, 3)], 4096, b"abc")),
+        ("sparse out of order", sparse(&[(8, 1), (0, 1)], 4096, b"ab")),
+        ("sparse over itself", sparse(&[(0, 2), (1, 1)], 4096, b"abc")),
+        ("sparse that overflows", sparse(&[((1 << 33) - 1, 1)], 1, b"a")),
+        ("pax sparse without size", pax_sparse(&[("map", "0,1")], b"x")),
+        ("pax sparse half a piece", pax_sparse(&[("size", "9"), ("map", "0")], b"x")),
+        ("pax sparse too large", pax_sparse(&[("size", "9"), ("map", "0,1")], b"xy")),
+        (
+            "pax sparse overflow",
+            pax_sparse(&[("size", "9"), ("map", "18446744073709551615,1")], b"x"),
+        ),
+        ("pax sparse endless map", pax_sparse(&[("major", "1"), ("realsize", "9")], &[b'1'; 512])),
+        (
+            "pax sparse many pieces",
+            pax_sparse(&[("major", "1"), ("realsize", "9")], b"99999999999\n"),
+        ),
         ("pax size", EvilTar::new().pax(&[("size", b"99999999999")]).file("f", b"x").finish()),
         ("pax size negative", EvilTar::new().pax(&[("size", b"-1")]).file("f", b"x").finish()),
         (

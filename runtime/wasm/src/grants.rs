@@ -95,15 +95,25 @@ impl Launch {
             Mode::empty(),
         )
         .with_context(|| format!("the root filesystem {} is not there", self.root.display()))?;
-        let mut directories = Vec::with_capacity(self.launch.preopens.len());
+        let mut directories: Vec<Directory> = Vec::with_capacity(self.launch.preopens.len());
         for preopen in &self.launch.preopens {
-            let guest = normal(&preopen.path)?;
-            let Some(host) = locate(&root, &guest)? else {
-                // A single file: the guest reaches it through the directory above.
-                continue;
-            };
+            let mut guest = normal(&preopen.path)?;
+            let mut found = locate(&root, &guest)?;
+            if found == Located::File && !preopen.read_only {
+                // A single file is written through the directory above it. What else
+                // is there stays as the kernel has it: the root filesystem is mounted
+                // read-only, the file is a mount of its own.
+                guest = above(&guest);
+                found = locate(&root, &guest)?;
+            }
+            // A file to read is reached through a directory that is granted already.
+            let Located::Directory(host) = found else { continue };
             let access = if preopen.read_only { FsPerms::ReadOnly } else { FsPerms::ReadWrite };
-            directories.push(Directory { host, guest, access });
+            match directories.iter_mut().find(|known| known.guest == guest) {
+                Some(known) if access == FsPerms::ReadWrite => known.access = access,
+                Some(_) => {}
+                None => directories.push(Directory { host, guest, access }),
+            }
         }
         let env = self
             .env
@@ -142,18 +152,36 @@ fn normal(path: &Path) -> Result<String> {
     Ok(if text.is_empty() { "/".to_owned() } else { text })
 }
 
-/// A directory whose permissions shut the container's user out: a native program
-/// finds out when it looks, so this one starts too.
-fn not_theirs(guest: &str) -> Option<PathBuf> {
-    eprintln!("knarr-wasm: {guest} is not open to the container's user");
-    None
+/// The directory that something lies in.
+fn above(guest: &str) -> String {
+    match guest.rsplit_once('/') {
+        None | Some(("", _)) => "/".to_owned(),
+        Some((directory, _)) => directory.to_owned(),
+    }
 }
 
-/// The host's name for a directory of the container; none where it is a file.
+/// What lies at a path of the container.
+#[derive(Debug, PartialEq, Eq)]
+enum Located {
+    /// The host's name for it.
+    Directory(PathBuf),
+    /// No directory.
+    File,
+    /// Its permissions shut the container's user out.
+    Closed,
+}
+
+/// A native program finds out when it looks, so this one starts too.
+fn not_theirs(guest: &str) -> Located {
+    eprintln!("knarr-wasm: {guest} is not open to the container's user");
+    Located::Closed
+}
+
+/// The host's name for a directory of the container.
 ///
 /// Links of the image are followed inside its root only: resolved by the
 /// kernel, beneath `root`, and then asked for the name without links.
-fn locate(root: &rustix::fd::OwnedFd, guest: &str) -> Result<Option<PathBuf>> {
+fn locate(root: &rustix::fd::OwnedFd, guest: &str) -> Result<Located> {
     let relative = guest.trim_start_matches('/');
     let found = rustix::fs::openat2(
         root,
@@ -164,7 +192,7 @@ fn locate(root: &rustix::fd::OwnedFd, guest: &str) -> Result<Option<PathBuf>> {
     );
     let directory = match found {
         Ok(directory) => directory,
-        Err(Errno::NOTDIR) => return Ok(None),
+        Err(Errno::NOTDIR) => return Ok(Located::File),
         Err(Errno::ACCESS) => return Ok(not_theirs(guest)),
         Err(error) => {
             return Err(error)
@@ -180,7 +208,7 @@ fn locate(root: &rustix::fd::OwnedFd, guest: &str) -> Result<Option<PathBuf>> {
     let host = rustix::process::getcwd(Vec::new()).context("a directory without a name")?;
     rustix::process::chdir("/").context("the root directory")?;
     let host = host.into_string().ok().context("a path that is not UTF-8")?;
-    Ok(Some(host.into()))
+    Ok(Located::Directory(host.into()))
 }
 
 impl Grants {
@@ -194,8 +222,18 @@ impl Grants {
         Ok(self.builder()?.build())
     }
 
+    /// The same for preview 1, which has no word for a working directory: Go's
+    /// runtime takes it from `PWD`, wasi-libc's programs always begin in `/`.
+    pub(crate) fn preview1(&self) -> Result<WasiCtxBuilder> {
+        let mut wasi = self.builder()?;
+        if self.cwd != "/" && self.env.iter().all(|(name, _)| name != "PWD") {
+            wasi.env("PWD", &self.cwd);
+        }
+        Ok(wasi)
+    }
+
     /// The same, for either generation of WASI.
-    pub(crate) fn builder(&self) -> Result<WasiCtxBuilder> {
+    fn builder(&self) -> Result<WasiCtxBuilder> {
         let mut wasi = WasiCtxBuilder::new();
         wasi.args(&self.args)
             .envs(&self.env)

@@ -63,7 +63,7 @@ async fn module(code: Code, grants: &Grants, budget: &std::sync::Arc<Budget>) ->
         "proc_exit",
         |code: i32| -> Result<()> { Err(I32Exit(code).into()) },
     )?;
-    let wasi = grants.builder()?.build_p1();
+    let wasi = grants.preview1()?.build_p1();
     let mut store = Store::new(&engine, Preview1 { wasi, limits: Limits::new(budget) });
     store.limiter(|state| &mut state.limits);
     let start = async {

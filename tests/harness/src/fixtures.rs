@@ -22,9 +22,10 @@ use crate::bin_dir;
 /// # Errors
 /// Without debootstrap or the packages it fetches.
 pub fn debian() -> Result<PathBuf> {
-    made_once("debian.tar", |work, target| {
+    made_once("debian-python3.tar", |work, target| {
         let root = work.join("root");
-        let packages = "--include=python3-minimal,nginx-light,redis-server";
+        // The whole standard library: python3-minimal has no http.server.
+        let packages = "--include=python3,nginx-light,redis-server";
         sh(Command::new("debootstrap")
             .args(["--variant=minbase", packages, "bookworm"])
             .arg(&root))?;

@@ -9,6 +9,7 @@ mod failpoints;
 mod networks;
 mod real_images;
 mod registry;
+mod security;
 mod streams;
 mod volumes;
 mod wasm;

@@ -206,6 +206,152 @@ fn i16_a_pull_goes_on_where_a_killed_daemon_left_it() {
     assert_eq!(asked, [None, Some(size / 2)]);
 }
 
+/// What the store holds, by name; the database's own files change as they are read.
+fn stored(world: &World) -> Vec<String> {
+    let mut names = Vec::new();
+    for directory in ["blobs/sha256", "blobs", "layers", "ingest"] {
+        let entries = fs::read_dir(world.data_root().join(directory));
+        for entry in entries.into_iter().flatten().flatten() {
+            names.push(format!("{directory}/{}", entry.file_name().to_string_lossy()));
+        }
+    }
+    names.sort();
+    names
+}
+
+#[test]
+fn i09_a_forged_layer_is_refused_and_leaves_nothing() {
+    let world = world();
+    let before = stored(&world);
+    assert!(before.iter().any(|name| name.starts_with("layers/")), "{before:?}");
+    // A layer that no image here has (one that is here is not asked for), and
+    // another for each forgery: what merely broke off goes on where it stopped.
+    let image_of = |name: &str| {
+        ImageBuilder::busybox()
+            .unwrap()
+            .next_layer()
+            .file("/forged", [name.as_bytes(), &noise(8 << 20)].concat(), 0o644)
+            .cmd(&["true"])
+            .for_registry()
+    };
+    type Forge = fn(Vec<u8>) -> ReplyBody;
+    let forgeries: [(&str, Forge); 6] = [
+        ("flipped", |mut blob| {
+            *blob.last_mut().unwrap() ^= 1;
+            ReplyBody::Whole(blob)
+        }),
+        ("longer", |blob| ReplyBody::Whole([blob, vec![0; 512]].concat())),
+        ("shorter", |blob| ReplyBody::Whole(blob[..blob.len() / 2].to_vec())),
+        ("chunked and longer", |blob| ReplyBody::Chunked([blob, vec![0; 512]].concat())),
+        ("endless", |blob| ReplyBody::Endless(blob)),
+        ("another", |blob| ReplyBody::Whole(vec![b'x'; blob.len()])),
+    ];
+    for (name, forge) in forgeries {
+        let served = image_of(name);
+        let digest = served.largest().0.to_owned();
+        assert!(served.largest().1.len() > 8 << 20, "the forged layer is the largest");
+        let wrong = digest.clone();
+        let server = LyingRegistry::in_background(move |request, _| {
+            if request.path.ends_with(&wrong) {
+                // No ranges: what broke off begins anew.
+                return Reply::new(200, forge(served.largest().1.to_vec()));
+            }
+            serve_image(request, &served)
+        })
+        .unwrap();
+        let image = format!("{}/ship/forged:1", server.host());
+        let refused = world.knarr(&["pull", &image]);
+        assert_eq!(refused.code, 1, "{name}: {refused:?}");
+        let refused = refused.stderr;
+        assert!(refused.contains(&digest[..19]) || refused.contains("digest"), "{name}: {refused}");
+        assert!(server.requests().iter().any(|request| request.path.ends_with(&digest)), "{name}");
+        assert!(!world.knarr(&["images"]).ok().contains("forged"), "{name}");
+        world.knarr(&["run", "--rm", "--pull", "never", &image]).fails(125);
+        // A transfer that was merely short may go on later; nothing else stays.
+        world.knarr(&["image", "prune", "-f"]).ok();
+        let left: Vec<String> = stored(&world)
+            .into_iter()
+            .filter(|now| !before.contains(now) && !now.starts_with("ingest/"))
+            .filter(|now| now.contains(&digest["sha256:".len()..]) || now.starts_with("layers/"))
+            .collect();
+        assert_eq!(left, Vec::<String>::new(), "{name}");
+    }
+    // The name is not poisoned: from an honest server it comes as it should.
+    let honest = image_of("flipped");
+    let server =
+        LyingRegistry::in_background(move |request, _| serve_image(request, &honest)).unwrap();
+    world.knarr(&["run", "--rm", &format!("{}/ship/forged:1", server.host())]).ok();
+}
+
+#[test]
+fn k01_the_daemon_dies_at_each_step_of_a_pull() {
+    let mut world = world();
+    for step in ["pull.begin", "pull.done"] {
+        let image = ImageBuilder::busybox()
+            .unwrap()
+            .next_layer()
+            .file("/step", step, 0o644)
+            .cmd(&["cat", "/step"])
+            .for_registry();
+        let server =
+            LyingRegistry::in_background(move |request, _| serve_image(request, &image)).unwrap();
+        let name = format!("{}/ship/step:1", server.host());
+        world.kill_daemon();
+        let armed = format!("{step}=kill");
+        world.start_daemon_with_env(&[("KNARR_FAILPOINTS", &armed)]).unwrap();
+        world.knarr(&["pull", &name]).fails(1);
+        world.await_daemon_end();
+        world.start_daemon().unwrap();
+        // Absent or whole: either way it runs now.
+        assert_eq!(world.knarr(&["run", "--rm", &name]).ok(), step);
+    }
+}
+
+/// Archives and layouts as the tools write them that others build images with.
+#[test]
+fn what_skopeo_and_umoci_write_is_loaded() {
+    let world = world();
+    let path = |name: &str| world.path().join(name).display().to_string();
+    let image = ImageBuilder::busybox()
+        .unwrap()
+        .file("/etc/gone", "", 0o644)
+        .file("/opaque/below", "", 0o644)
+        .cmd(&["sh", "-c", "cat /etc/made; ls /etc/gone; ls /opaque"]);
+    fs::write(path("box.tar"), image.docker_archive()).unwrap();
+    let copy = |from: &str, to: &str| {
+        world.host_run("skopeo", &["copy", "--quiet", "--insecure-policy", from, to]).ok();
+    };
+    copy(&format!("docker-archive:{}", path("box.tar")), &format!("oci:{}:base", path("layout")));
+    // A layer of umoci's own: a new file, a whiteout, a directory made anew.
+    let layout = format!("{}:base", path("layout"));
+    world.host_run("umoci", &["unpack", "--image", &layout, &path("bundle")]).ok();
+    let rootfs = world.path().join("bundle/rootfs");
+    fs::write(rootfs.join("etc/made"), "by umoci\n").unwrap();
+    fs::remove_file(rootfs.join("etc/gone")).unwrap();
+    fs::remove_dir_all(rootfs.join("opaque")).unwrap();
+    fs::create_dir(rootfs.join("opaque")).unwrap();
+    fs::write(rootfs.join("opaque/anew"), "").unwrap();
+    let layered = format!("{}:made", path("layout"));
+    world.host_run("umoci", &["repack", "--image", &layered, &path("bundle")]).ok();
+
+    let oci = format!("oci:{}:made", path("layout"));
+    copy(&oci, &format!("docker-archive:{}:made/docker:1", path("docker.tar")));
+    copy(&oci, &format!("oci-archive:{}:made/oci:1", path("oci.tar")));
+    copy(&oci, &format!("oci:{}:made/layout:1", path("one")));
+    world.host_run("tar", &["-C", &path("one"), "-cf", &path("layout.tar"), "."]).ok();
+    for (archive, name) in [
+        ("docker.tar", "made/docker:1"),
+        ("oci.tar", "made/oci:1"),
+        ("layout.tar", "made/layout:1"),
+    ] {
+        let loaded = world.knarr(&["load", "-i", &path(archive)]).ok();
+        assert!(loaded.contains(name), "{archive}: {loaded}");
+        let run = world.knarr(&["run", "--rm", name]);
+        assert_eq!(run.stdout, "by umoci\nanew\n", "{archive}: {}", run.stderr);
+        assert!(run.stderr.contains("/etc/gone: No such file"), "{archive}: {}", run.stderr);
+    }
+}
+
 #[test]
 fn credentials_of_a_login_open_their_registry_only() {
     let world = world();

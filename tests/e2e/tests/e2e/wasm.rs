@@ -107,3 +107,40 @@ fn wat_image(world: &knarr_harness::World, name: &str, body: &str) -> String {
     world.load(&image.docker_archive());
     name.to_owned()
 }
+
+#[test]
+fn a_single_file_is_written_where_it_was_granted() {
+    let world = world_of_both();
+    let [notes, fixed] = ["notes", "fixed"].map(|name| world.path().join(name));
+    for file in [&notes, &fixed] {
+        std::fs::write(file, "before\n").unwrap();
+    }
+    let writable = format!("{}:/etc/notes", notes.display());
+    let read_only = format!("{}:/etc/fixed:ro", fixed.display());
+    let run = |words: &[&str]| {
+        let flags = ["run", "--rm", "-v", &writable, "-v", &read_only, "hello"];
+        world.knarr(&[&flags[..], words].concat())
+    };
+    assert_eq!(run(&["cat", "/etc/notes", "/etc/fixed"]).ok(), "before\nbefore");
+    run(&["write", "/etc/notes", "after"]).ok();
+    assert_eq!(std::fs::read_to_string(&notes).unwrap(), "after\n");
+    // Neither its neighbours nor what was mounted to be read.
+    for path in ["/etc/fixed", "/etc/other", "/hello.wasm"] {
+        assert_eq!(run(&["write", path, "x"]).code, 1, "{path}");
+    }
+    assert_eq!(std::fs::read_to_string(&fixed).unwrap(), "before\n");
+}
+
+#[test]
+fn a_preview_1_program_is_told_its_working_directory() {
+    let world = world_of_both();
+    let told = world
+        .knarr(&["run", "--rm", "-w", "/data/cargo", "-v", "hold:/data/cargo", "hello", "env"])
+        .ok();
+    assert!(told.lines().any(|line| line == "PWD=/data/cargo"), "{told}");
+    let own = world
+        .knarr(&["run", "--rm", "-w", "/data", "-v", "hold:/data", "-e", "PWD=/x", "hello", "env"])
+        .ok();
+    assert!(own.lines().any(|line| line == "PWD=/x"), "{own}");
+    assert!(!world.knarr(&["run", "--rm", "hello", "env"]).ok().contains("PWD="));
+}
