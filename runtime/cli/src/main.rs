@@ -26,7 +26,7 @@ mod terminal;
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
-use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use commands::{container, context, exec, image, login, network, run, system, volume};
 
@@ -38,6 +38,15 @@ use commands::{container, context, exec, image, login, network, run, system, vol
     disable_help_subcommand = true
 )]
 struct Cli {
+    #[command(flatten)]
+    globals: Globals,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What may stand before the verb.
+#[derive(Debug, Args)]
+struct Globals {
     /// Daemon socket to connect to (unix:///path, tcp://host:port)
     #[arg(short = 'H', long, global = false)]
     host: Option<String>,
@@ -53,8 +62,6 @@ struct Cli {
     /// Set the logging level ("debug", "info", "warn", "error", "fatal")
     #[arg(short = 'l', long, default_value = "info", hide_default_value = true)]
     log_level: String,
-    #[command(subcommand)]
-    command: Command,
 }
 
 #[derive(Debug, Subcommand)]
@@ -135,17 +142,47 @@ fn end_quietly_on_broken_pipes() {
     }));
 }
 
+/// The grammar of one verb that people wait for: that of all verbs takes longer
+/// to build than `ps` takes to answer.
+fn grammar_of(verb: &str) -> Option<clap::Command> {
+    use clap::Command;
+    let command = match verb {
+        "run" => run::RunArgs::augment_args(Command::new("run")),
+        "create" => run::CreateCommand::augment_args(Command::new("create")),
+        "start" => run::StartArgs::augment_args(Command::new("start")),
+        "exec" => exec::ExecArgs::augment_args(Command::new("exec")),
+        "ps" => container::PsArgs::augment_args(Command::new("ps")),
+        _ => return None,
+    };
+    Some(Globals::augment_args(Command::new("knarr")).subcommand(command))
+}
+
+fn parse(grammar: &mut clap::Command) -> Result<Cli, clap::Error> {
+    let words = misuse::normalise(grammar, std::env::args_os());
+    let parsed = grammar.try_get_matches_from_mut(words);
+    parsed.and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches))
+}
+
+/// By the small grammar where the first word is a verb that has one. Whatever
+/// that does not understand is for the whole grammar, and its messages.
+fn understand() -> Result<Cli, ExitCode> {
+    let verb = std::env::args_os().nth(1);
+    let small = verb.as_deref().and_then(std::ffi::OsStr::to_str).and_then(grammar_of);
+    if let Some(cli) = small.and_then(|grammar| parse(&mut misuse::lenient(grammar)).ok()) {
+        return Ok(cli);
+    }
+    let mut grammar = misuse::lenient(Cli::command());
+    parse(&mut grammar).map_err(|error| {
+        let words: Vec<String> = std::env::args().skip(1).collect();
+        misuse::report(&mut grammar, &error, &words)
+    })
+}
+
 fn main() -> ExitCode {
     end_quietly_on_broken_pipes();
-    let mut grammar = misuse::lenient(Cli::command());
-    let words = misuse::normalise(&grammar, std::env::args_os());
-    let parsed = grammar.try_get_matches_from_mut(words);
-    let cli = match parsed.and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches)) {
+    let cli = match understand() {
         Ok(cli) => cli,
-        Err(error) => {
-            let words: Vec<String> = std::env::args().skip(1).collect();
-            return misuse::report(&mut grammar, &error, &words);
-        }
+        Err(code) => return code,
     };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -171,7 +208,8 @@ fn main() -> ExitCode {
 }
 
 async fn dispatch(cli: Cli) -> Result<u8> {
-    let choice = connect::Choice { host: cli.host, context: cli.context, config: cli.config };
+    let Globals { host, context, config, .. } = cli.globals;
+    let choice = connect::Choice { host, context, config };
     match cli.command {
         Command::Context(verb) => context::execute(verb, &choice),
         command => {

@@ -1,21 +1,25 @@
 //! Warm shims: processes that are ready before anyone asks for a container.
 //!
 //! ```text
-//!   spawn ──"ready"──► idle ──take──► a container's ──Delete, Shutdown──► gone
-//!                        └──lifeline's end (the engine died)──► gone
+//!   spawn ──"ready"──► idle ──take──► a container's ──Delete──┬─Shutdown─► gone
+//!                       │ └──────────────◄─give back──────────┘
+//!                       └──lifeline's end (the engine died)──► gone
 //! ```
 //!
 //! Starting a program costs milliseconds, so it is done off the way of a
-//! container's start. An idle shim holds the read end of a pipe whose write end
-//! only this process has: the kernel ends the idle ones with the engine. A shim
-//! with a task ignores it and waits to be found again.
+//! container's start, and a shim whose task is deleted serves the next
+//! container. An idle shim holds the read end of a pipe whose write end only
+//! this process has: the kernel ends the idle ones with the engine. A shim with
+//! a task ignores it and waits to be found again; such a one is not given back.
 
 use std::{
-    collections::VecDeque,
     fs::OpenOptions,
     path::{Path, PathBuf},
     process::Stdio,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -33,13 +37,25 @@ use crate::{
 /// program never is.
 const READY: Duration = Duration::from_secs(20);
 
+/// An empty pool is refilled once the container that emptied it has been started.
+const SOON: Duration = Duration::from_millis(10);
+
+/// One that is not empty waits so long for containers that end soon, and give
+/// their shims back.
+const LATER: Duration = Duration::from_millis(100);
+
+/// So that no shim grows old.
+const MOST_TASKS: u32 = 64;
+
 /// A shim and the connection to it.
 #[derive(Debug)]
 pub(crate) struct Shim {
     pub(crate) task: Arc<dyn Task>,
     pub(crate) socket: PathBuf,
-    /// Held until a task is created.
-    _lifeline: Option<ChildStdin>,
+    /// None for one of an earlier engine.
+    lifeline: Option<ChildStdin>,
+    /// How often it was taken.
+    taken: AtomicU32,
 }
 
 impl Shim {
@@ -48,7 +64,7 @@ impl Shim {
         let task = Ttrpc::connect(socket)
             .await
             .map_err(|error| Error::internal(format!("shim at {}: {error}", socket.display())))?;
-        Ok(Self { task, socket: socket.to_owned(), _lifeline: None })
+        Ok(Self { task, socket: socket.to_owned(), lifeline: None, taken: AtomicU32::new(0) })
     }
 }
 
@@ -59,7 +75,7 @@ pub(crate) struct Shims {
     sockets: PathBuf,
     log: Option<PathBuf>,
     size: usize,
-    idle: Mutex<VecDeque<Shim>>,
+    idle: Mutex<Vec<Arc<Shim>>>,
 }
 
 impl Shims {
@@ -73,26 +89,46 @@ impl Shims {
     }
 
     /// A shim without a task: a warm one, else a new one.
-    pub(crate) async fn take(&self) -> Result<Shim> {
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        match idle {
-            Some(shim) => Ok(shim),
-            None => self.spawn().await,
+    pub(crate) async fn take(&self) -> Result<Arc<Shim>> {
+        let idle = self.idle().pop();
+        let shim = match idle {
+            Some(shim) => shim,
+            None => Arc::new(self.spawn().await?),
+        };
+        shim.taken.fetch_add(1, Ordering::Relaxed);
+        Ok(shim)
+    }
+
+    /// Takes back a shim whose task was deleted, or ends it.
+    pub(crate) async fn give_back(&self, shim: &Arc<Shim>) {
+        if shim.lifeline.is_some() && shim.taken.load(Ordering::Relaxed) < MOST_TASKS {
+            let mut idle = self.idle();
+            if idle.len() < self.size {
+                idle.push(Arc::clone(shim));
+                return;
+            }
         }
+        let _ = shim.task.shutdown().await;
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Arc<Shim>>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes the pool full again, in the background.
     pub(crate) fn refill(self: &Arc<Self>) {
         let pool = Arc::clone(self);
         tokio::spawn(async move {
-            // A container that has just been started comes first.
-            tokio::time::sleep(Duration::from_millis(5)).await;
-            while pool.missing() {
+            tokio::time::sleep(SOON).await;
+            if !pool.idle().is_empty() {
+                tokio::time::sleep(LATER).await;
+            }
+            while pool.idle().len() < pool.size {
                 match pool.spawn().await {
                     Ok(shim) => {
-                        let mut idle = pool.idle.lock().unwrap_or_else(PoisonError::into_inner);
+                        let mut idle = pool.idle();
                         if idle.len() < pool.size {
-                            idle.push_back(shim);
+                            idle.push(Arc::new(shim));
                         }
                     }
                     Err(error) => {
@@ -102,10 +138,6 @@ impl Shims {
                 }
             }
         });
-    }
-
-    fn missing(&self) -> bool {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).len() < self.size
     }
 
     /// Starts a shim and waits until it listens.
@@ -125,14 +157,17 @@ impl Shims {
                 .into(),
             None => Stdio::null(),
         };
-        let mut child = Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        command
             .args(["-namespace", "knarr", "-id", &id, "-address", "", "-knarr-socket"])
             .arg(&socket)
-            .current_dir("/")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(stderr)
-            .spawn()
+            .stderr(stderr);
+        // Starting a process stops the thread that does it until the program runs.
+        let mut child = tokio::task::spawn_blocking(move || command.spawn())
+            .await
+            .unwrap_or_else(|panic| Err(panic.into()))
             .map_err(|error| failed("start", error))?;
         let lifeline = child.stdin.take();
         let mut stdout = child.stdout.take();
@@ -165,6 +200,6 @@ impl Shims {
         let task = Ttrpc::connect(&socket)
             .await
             .map_err(|error| Error::internal(format!("shim at {}: {error}", socket.display())))?;
-        Ok(Shim { task, socket, _lifeline: lifeline })
+        Ok(Shim { task, socket, lifeline, taken: AtomicU32::new(0) })
     }
 }

@@ -219,7 +219,7 @@ impl Engine {
     ) -> Result<u32> {
         let mut second = false;
         loop {
-            let shim = Arc::new(self.0.shims.take().await?);
+            let shim = self.0.shims.take().await?;
             made.shim = Some(Arc::clone(&shim));
             // So that recovery finds the task even if this is as far as it comes.
             let note = bundle.join(SHIM_NOTE);

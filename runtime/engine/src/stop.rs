@@ -390,15 +390,19 @@ impl Engine {
         if lost {
             self.remove_cgroup(container);
         } else if let Some(shim) = shim {
-            if let Err(error) = shim.task.delete(container.id.as_str(), "").await
-                && !error.is_gone()
-            {
-                tracing::warn!(%error, container = container.id.short(), "delete task");
-                self.kill_cgroup(container).await;
-                self.remove_cgroup(container);
-            }
+            let deleted = shim.task.delete(container.id.as_str(), "").await;
             let _ = failpoint::hit("exit.task");
-            let _ = shim.task.shutdown().await;
+            match deleted {
+                Ok(()) => self.0.shims.give_back(shim).await,
+                Err(error) => {
+                    if !error.is_gone() {
+                        tracing::warn!(%error, container = container.id.short(), "delete task");
+                        self.kill_cgroup(container).await;
+                        self.remove_cgroup(container);
+                    }
+                    let _ = shim.task.shutdown().await;
+                }
+            }
         }
         self.remove_bundle(container);
         let _ = failpoint::hit("exit.bundle");

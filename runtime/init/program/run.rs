@@ -119,6 +119,7 @@ impl Launch {
             Op::DieWithParent {} => identity::die_with_parent(),
             Op::OwnStreams { uid } => identity::own_streams(uid),
             Op::Unshare { kinds } => sys!(UNSHARE, kinds).map(drop),
+            Op::JoinCgroup { fd } => sys!(WRITE, self.fd(fd)?, c"0".as_ptr(), 1).map(drop),
             Op::Personality { persona } => sys!(PERSONALITY, persona).map(drop),
             Op::Listen { fd } => {
                 let listener = self.fd(fd)?;

@@ -434,6 +434,13 @@ ops! {
         /// The user.
         uid: u32
     }
+    /// Moves itself into a cgroup. A thread that moves itself by `tasks` is
+    /// spared the kernel's wait for a grace period (8 ms), which whoever moves
+    /// another process pays.
+    JoinCgroup = 43 {
+        /// The group's `tasks` (v1), opened for writing.
+        fd: Fd
+    }
     /// Sets the execution domain.
     Personality = 39 {
         /// See personality(2).

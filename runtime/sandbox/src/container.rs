@@ -120,6 +120,7 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
             bound: !manner.outlives && !matches!(namespaces.pid, PidNamespace::Joined(_)),
             available: available()?,
             cgroups: &cgroup.visible(),
+            tasks: &cgroup.tasks(),
             terminal,
             init: annotation(spec, INIT_ANNOTATION) == Some("true"),
             style: Style {
@@ -137,7 +138,6 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
     } else {
         cgroup.limit(&LinuxResources::default(), true)?;
     }
-    cgroup.place(launched.child.pid(), true)?;
     oom_score(&launched.child, process.oom_score_adj())?;
     let (mut root, mut listener) = (Some(root), manner.listener);
     let mut inherited = manner.inherited.into_iter();
@@ -368,20 +368,24 @@ impl Container {
                 bound: false,
                 available: available()?,
                 cgroups: &[],
+                tasks: &self.cgroup.tasks(),
                 terminal: terminal(&stdio),
                 init: false,
                 style: Style { inherited: inherited.len() as u32, ..Style::default() },
             },
             self.kinds,
         )?;
-        // It is moved into its cgroup rather than born there: in one that is being
-        // frozen it would never execute, and we would wait for that in the kernel.
-        let birth = Birth { created: 0, pid_namespace: Some(self.init.pidfd()), cgroup: None };
+        // It is not born in a cgroup that can be frozen: there it would never
+        // execute, and we would wait for that in the kernel.
+        let cgroup = self.cgroup.born_in().filter(|_| !self.cgroup.freezes_its_newborn());
+        let birth = Birth { created: 0, pid_namespace: Some(self.init.pidfd()), cgroup };
         let mut launched = launch(&birth, &stdio)
             .map_err(|error| if self.has_ended() { gone() } else { error })?;
         drop(stdio);
         let mut undo = Undo { cgroup: None, child: Some(launched.child.clone()) };
-        self.cgroup.place(launched.child.pid(), false)?;
+        if cgroup.is_none() {
+            self.cgroup.place(launched.child.pid())?;
+        }
         oom_score(&launched.child, process.oom_score_adj())?;
         let mut inherited = inherited.into_iter();
         launched.send(&ops, |wish| match wish {

@@ -29,6 +29,8 @@ pub(crate) enum Wish {
     Bind(Bind),
     /// A file of the host, for reading or executing.
     File(PathBuf),
+    /// A cgroup's file, for writing.
+    Tasks(PathBuf),
     /// A sealed file of this text, in memory.
     Data(String),
     /// What the caller gives the program to inherit, by its place.

@@ -2,7 +2,7 @@
 //! namespaces, files. Nothing becomes visible anywhere; closing is undoing.
 
 use std::{
-    fs::File,
+    fs::{File, OpenOptions},
     io::{self, Write},
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
@@ -33,6 +33,11 @@ pub(crate) fn open(wish: &Wish) -> Result<OwnedFd, Error> {
         }
         Wish::Empty { mode } => empty(*mode),
         Wish::Namespace(path) | Wish::File(path) => file(path),
+        Wish::Tasks(path) => OpenOptions::new()
+            .write(true)
+            .open(path)
+            .map(OwnedFd::from)
+            .map_err(|error| Error::system(format_args!("open {}", path.display()), error)),
         Wish::Bind(wish) => bind(wish),
         Wish::Data(bytes) => sealed("knarr-data", bytes.as_bytes(), false),
     }

@@ -9,7 +9,9 @@
 //!                      │         └── fd 0 (lifeline) ends: exits
 //!                    Create ──▶ owns a task: the lifeline means nothing
 //!                      │
-//!                    Delete, Shutdown ──▶ unlinks its socket, exits
+//!                    Delete ──▶ as before Create, for the next one
+//!                      │
+//!                    Shutdown ──▶ unlinks its socket, exits
 //! ```
 //!
 //! containerd starts the same program otherwise (`containerd.rs`): `start` binds

@@ -88,6 +88,11 @@ impl Cgroup {
         self.unified.as_ref().map(AsFd::as_fd)
     }
 
+    /// Whether the group of [`Self::born_in`] is the one that `pause` freezes.
+    pub(crate) fn freezes_its_newborn(&self) -> bool {
+        matches!(self.layout, Layout::V2(_))
+    }
+
     /// Directories to show the container as its `/sys/fs/cgroup/<name>`; none
     /// on v2, where it mounts cgroup2 itself.
     pub(crate) fn visible(&self) -> Vec<(String, PathBuf)> {
@@ -103,19 +108,27 @@ impl Cgroup {
         }
     }
 
-    /// Moves a process into the group; one that was born in it only in v1,
-    /// where nobody is.
-    pub(crate) fn place(&self, pid: u32, born: bool) -> Result<(), Error> {
-        let pid = pid.to_string();
-        let unified = self.layout.unified().filter(|_| !born);
-        let v1 = match self.layout {
-            Layout::V1 { hierarchies, .. } => &hierarchies[..],
-            Layout::V2(_) => &[],
-        };
-        for hierarchy in v1.iter().chain(unified) {
-            files::write(&hierarchy.dir(&self.path).join("cgroup.procs"), &pid)?;
+    /// The files by which a process moves itself into the groups of v1, where
+    /// nobody is born.
+    pub(crate) fn tasks(&self) -> Vec<PathBuf> {
+        match self.layout {
+            Layout::V2(_) => Vec::new(),
+            Layout::V1 { hierarchies, .. } => hierarchies
+                .iter()
+                .map(|hierarchy| hierarchy.dir(&self.path).join("tasks"))
+                .collect(),
         }
-        Ok(())
+    }
+
+    /// Moves a process that was not born in it into the group of v2.
+    pub(crate) fn place(&self, pid: u32) -> Result<(), Error> {
+        match self.layout.unified() {
+            Some(unified) => {
+                let file = unified.dir(&self.path).join("cgroup.procs");
+                files::write(&file, &pid.to_string())
+            }
+            None => Ok(()),
+        }
     }
 
     /// Whether it is frozen or about to be.

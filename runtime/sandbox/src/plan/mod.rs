@@ -53,6 +53,8 @@ pub(crate) struct Context<'a> {
     pub(crate) available: u64,
     /// Cgroup directories of v1 by name; empty is v2.
     pub(crate) cgroups: &'a [(String, PathBuf)],
+    /// The `tasks` files of its cgroups of v1.
+    pub(crate) tasks: &'a [PathBuf],
     /// Height and width of its terminal.
     pub(crate) terminal: Option<(u16, u16)>,
     /// knarr-init stays as process 1.
@@ -142,6 +144,7 @@ pub(crate) fn is_wasm(spec: &Spec) -> bool {
 pub(crate) fn exec(process: &Process, context: &Context<'_>, kinds: u32) -> Result<Ops, Error> {
     let mut ops = Ops::default();
     context.style.inherit(&mut ops);
+    join_cgroups(&mut ops, context);
     let fd = ops.wish(Wish::Container);
     ops.push(Op::Setns { fd, kinds });
     ops.push(Op::Setsid {});
@@ -175,6 +178,7 @@ fn native(
     let read_only = spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
     let mut ops = Ops::default();
     context.style.inherit(&mut ops);
+    join_cgroups(&mut ops, context);
     // The host's mounts are let go of at once, unless somebody needs them.
     let style = &context.style;
     enter(&mut ops, namespaces, linux.rootfs_propagation().as_deref(), Wish::Root, style)?;
@@ -228,6 +232,14 @@ fn native(
     context.style.ready(&mut ops);
     process::become_program(&mut ops, process, context)?;
     Ok(ops)
+}
+
+/// Before anything else: a cgroup namespace shows the groups of who makes it.
+fn join_cgroups(ops: &mut Ops, context: &Context<'_>) {
+    for tasks in context.tasks {
+        let fd = ops.wish(Wish::Tasks(tasks.clone()));
+        ops.push(Op::JoinCgroup { fd });
+    }
 }
 
 /// The beginning of every container.

@@ -19,6 +19,7 @@ fn docker() -> Spec {
 fn plan(spec: &Spec, identity: &Identity, terminal: Option<(u16, u16)>) -> Result<Ops, Error> {
     let cgroups = ["cpu", "memory"]
         .map(|name| (name.to_owned(), PathBuf::from(format!("/sys/fs/cgroup/{name}/knarr/x"))));
+    let tasks = cgroups.each_ref().map(|(_, dir)| dir.join("tasks"));
     let context = Context {
         id: "x",
         identity,
@@ -26,6 +27,7 @@ fn plan(spec: &Spec, identity: &Identity, terminal: Option<(u16, u16)>) -> Resul
         bound: true,
         available: u64::MAX,
         cgroups: &cgroups,
+        tasks: &tasks,
         terminal,
         init: false,
         style: Style::default(),
@@ -68,6 +70,7 @@ fn the_launch_of_another_process() {
         bound: false,
         available: u64::MAX,
         cgroups: &[],
+        tasks: &["/sys/fs/cgroup/cpu/knarr/x/tasks".into()],
         terminal: None,
         init: false,
         style: Style::default(),

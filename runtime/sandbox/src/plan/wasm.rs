@@ -20,7 +20,9 @@ use knarr_model::{
 use oci_spec::runtime::{Process, Spec};
 use serde::Serialize;
 
-use super::{Context, Namespaces, annotation, enter, mounts, names, process as steps};
+use super::{
+    Context, Namespaces, annotation, enter, join_cgroups, mounts, names, process as steps,
+};
 use crate::{
     Error, Failure,
     ops::{Bind, Ops, Strings, Wish, container_path},
@@ -73,6 +75,7 @@ pub(super) fn create(
     ops.wish(Wish::File(launch.code.clone()));
     let program = ops.wish(Wish::File(launch.host.clone()));
 
+    join_cgroups(&mut ops, context);
     enter(&mut ops, namespaces, None, Wish::Empty { mode: 0o755 }, &context.style)?;
     let fd = ops.wish(Wish::Root);
     ops.push(Op::Attach { fd, target: c"/rootfs" });
