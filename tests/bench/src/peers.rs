@@ -197,6 +197,8 @@ pub fn floor(program: &str, world: &World) -> Result<()> {
         fs::create_dir_all(root.join(directory))?;
     }
     fs::copy("/bin/busybox", root.join("bin/true"))?;
+    let bridge = r#"{{index .Options "com.docker.network.bridge.name"}}"#;
+    let bridge = world.knarr(&["network", "inspect", "bridge", "--format", bridge]).ok();
     let output = Command::new(program)
         .current_dir(world.path())
         .args([
@@ -207,9 +209,9 @@ pub fn floor(program: &str, world: &World) -> Result<()> {
             "overlay",
             "caps",
             "cgmask=0xff",
-            "bridge=knarr0",
             "label=floor",
         ])
+        .arg(format!("bridge={}", bridge.trim()))
         .arg(format!("rootfs={}", root.display()))
         .arg(format!("lower={}", root.display()))
         .output()?;
