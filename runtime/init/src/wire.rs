@@ -437,7 +437,7 @@ ops! {
     /// Moves itself into a cgroup. A thread that moves itself by `tasks` is
     /// spared the kernel's wait for a grace period (8 ms), which whoever moves
     /// another process pays.
-    JoinCgroup = 43 {
+    JoinCgroup = 52 {
         /// The group's `tasks` (v1), opened for writing.
         fd: Fd
     }

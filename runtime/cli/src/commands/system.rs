@@ -121,13 +121,18 @@ fn formatted(format: Option<&str>, data: &Value) -> Result<bool> {
     Ok(true)
 }
 
+/// This program's architecture as OCI and Go name it.
+const fn arch() -> &'static str {
+    if cfg!(target_arch = "x86_64") { "amd64" } else { std::env::consts::ARCH }
+}
+
 async fn version(format: Option<&str>, context: &Context) -> Result<u8> {
     let server: Result<Version, Error> = context.client.get("/version").await;
     let own = json!({
         "Version": env!("CARGO_PKG_VERSION"),
         "ApiVersion": knarr_docker::API_VERSION,
         "Os": std::env::consts::OS,
-        "Arch": std::env::consts::ARCH,
+        "Arch": arch(),
         "Context": "default",
     });
     let mut data = json!({ "Client": own, "Server": server.as_ref().ok() });
@@ -150,7 +155,7 @@ async fn version(format: Option<&str>, context: &Context) -> Result<u8> {
         env!("CARGO_PKG_VERSION"),
         knarr_docker::API_VERSION,
         std::env::consts::OS,
-        std::env::consts::ARCH
+        arch()
     );
     match server {
         Ok(server) => {
