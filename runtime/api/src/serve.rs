@@ -1,7 +1,7 @@
 //! Listening and serving.
 //!
-//! One task a connection. Shutdown lets requests that are being answered end,
-//! but not for long; streams that have no end are cut.
+//! One task a connection. Shutdown lets verbs that are being carried out end,
+//! but not for long; whoever only looks or follows a stream is cut.
 
 use std::{sync::Arc, time::Duration};
 
@@ -49,13 +49,18 @@ impl Shutdown {
 const CONNECTIONS: usize = 2048;
 /// A client that takes longer to say what it wants is not serious.
 const HEADER_TIME: Duration = Duration::from_secs(30);
-/// How long requests may take to end at a shutdown.
+/// How long verbs may take to end at a shutdown.
 const GRACE: Duration = Duration::from_secs(2);
+/// How long answers may take to be written that are there already.
+const FLUSH: Duration = Duration::from_millis(50);
+/// Requests that change something and have no answer yet.
+type Busy = watch::Sender<usize>;
 
 impl Api {
     /// Serves until `shutdown` begins.
     pub async fn serve(self, listener: Listener, shutdown: Shutdown) {
         let mut stop = shutdown.0.subscribe();
+        let busy = Arc::new(Busy::new(0));
         let permits = Arc::new(Semaphore::new(CONNECTIONS));
         let mut connections = JoinSet::new();
         loop {
@@ -69,14 +74,24 @@ impl Api {
             };
             match accepted {
                 Ok(Io::Unix(io)) => {
-                    let connection = self.clone().connection(io, Transport::Unix, stop.clone());
+                    let connection = self.clone().connection(
+                        io,
+                        Transport::Unix,
+                        Arc::clone(&busy),
+                        stop.clone(),
+                    );
                     connections.spawn(async move {
                         connection.await;
                         drop(permit);
                     });
                 }
                 Ok(Io::Tcp(io)) => {
-                    let connection = self.clone().connection(io, Transport::Tcp, stop.clone());
+                    let connection = self.clone().connection(
+                        io,
+                        Transport::Tcp,
+                        Arc::clone(&busy),
+                        stop.clone(),
+                    );
                     connections.spawn(async move {
                         connection.await;
                         drop(permit);
@@ -90,17 +105,32 @@ impl Api {
             }
         }
         drop(listener);
+        let mut verbs = busy.subscribe();
         let ended = async { while connections.join_next().await.is_some() {} };
-        let _ = tokio::time::timeout(GRACE, ended).await;
+        let carried_out = async {
+            let _ = tokio::time::timeout(GRACE, verbs.wait_for(|count| *count == 0)).await;
+            tokio::time::sleep(FLUSH).await;
+        };
+        tokio::select! {
+            () = ended => {}
+            () = carried_out => {}
+        }
     }
 
-    async fn connection<I>(self, io: I, transport: Transport, mut stop: watch::Receiver<bool>)
-    where
+    async fn connection<I>(
+        self,
+        io: I,
+        transport: Transport,
+        busy: Arc<Busy>,
+        mut stop: watch::Receiver<bool>,
+    ) where
         I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let service = hyper::service::service_fn(move |request: http::Request<_>| {
             let api = self.clone();
+            let verb = (!request.method().is_safe()).then(|| Verb::begin(&busy));
             async move {
+                let _verb = verb;
                 let request = request.map(axum::body::Body::new);
                 Ok::<_, std::convert::Infallible>(gate::handle(api, transport, request).await)
             }
@@ -122,6 +152,22 @@ impl Api {
         if let Err(error) = outcome {
             tracing::debug!("connection: {error}");
         }
+    }
+}
+
+/// Counts as busy for as long as it lives.
+struct Verb(Arc<Busy>);
+
+impl Verb {
+    fn begin(busy: &Arc<Busy>) -> Self {
+        busy.send_modify(|count| *count += 1);
+        Self(Arc::clone(busy))
+    }
+}
+
+impl Drop for Verb {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
     }
 }
 

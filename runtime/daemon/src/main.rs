@@ -57,6 +57,8 @@ fn run(flags: &Flags) -> Result<()> {
         rustix::process::geteuid().is_root(),
         "knarrd needs to be started with root privileges"
     );
+    // The starter's pipe, and whatever else was left open, is not for shims.
+    knarr_sys::close_on_exec(3).context("mark inherited descriptors")?;
     // One thread of control: what blocks has threads of its own, few and small,
     // which go when there is nothing to do.
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -88,7 +90,7 @@ async fn daemon(
     let engine = Engine::open(config).await.context("failed to start daemon")?;
     let _pid_file = settings.pidfile.as_deref().map(ready::PidFile::write).transpose()?;
     let listeners = socket::open(&hosts, settings.group.as_deref())?;
-    let api = Api::new(engine, facts(settings));
+    let api = Api::new(engine.clone(), facts(settings));
     let shutdown = Shutdown::default();
     let mut serving = tokio::task::JoinSet::new();
     for listener in listeners {
@@ -115,6 +117,7 @@ async fn daemon(
     for path in socket::paths(&hosts) {
         let _ = std::fs::remove_file(path);
     }
+    engine.leave().await;
     Ok(())
 }
 

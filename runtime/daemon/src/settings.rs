@@ -24,8 +24,9 @@ pub(crate) fn engine(settings: &Settings, libexec: Option<&Path>) -> Result<Engi
     // What the engine makes outside its roots carries its name: two engines on
     // one host never touch each other's.
     let instance = instance(&data_root, &defaults.data_root);
-    let mut network =
-        knarr_network::Options::new(instance.clone().unwrap_or_else(|| "main".into()));
+    let mut network = knarr_network::Options::new(
+        instance.clone().unwrap_or_else(|| knarr_network::Options::MAIN.into()),
+    );
     if let Some(name) = &instance {
         network.bridge = format!("knarr-{name}");
     }
@@ -71,6 +72,7 @@ pub(crate) fn engine(settings: &Settings, libexec: Option<&Path>) -> Result<Engi
         wasm_host: program("knarr-wasm", &defaults.wasm_host),
         data_root,
         exec_root,
+        own_cgroup_parent: settings.cgroup_parent.is_none(),
         cgroup_parent,
         network,
         registry: registry(settings)?,

@@ -95,6 +95,14 @@ pub(crate) fn remove(path: &str) -> io::Result<()> {
     failure.map_or(Ok(()), Err)
 }
 
+/// Removes it from all hierarchies where nothing is below it. The kernel
+/// refuses otherwise, so this can go wrong at no time.
+pub(crate) fn remove_empty(path: &str) {
+    for directory in directories(path) {
+        let _ = fs::remove_dir(directory);
+    }
+}
+
 fn remove_tree(directory: &Path) -> io::Result<()> {
     for entry in fs::read_dir(directory)?.flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {

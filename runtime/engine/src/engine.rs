@@ -42,6 +42,8 @@ pub struct EngineConfig {
     pub warm_shims: usize,
     /// Parent of all containers' cgroups.
     pub cgroup_parent: String,
+    /// That parent is this engine's alone, and goes when it is empty.
+    pub own_cgroup_parent: bool,
     /// How networks are set up; `instance` and `bridge` must differ between
     /// engines of one host.
     pub network: knarr_network::Options,
@@ -61,7 +63,8 @@ impl Default for EngineConfig {
             shim_log: None,
             warm_shims: 2,
             cgroup_parent: "/knarr".into(),
-            network: knarr_network::Options::new("main"),
+            own_cgroup_parent: true,
+            network: knarr_network::Options::new(knarr_network::Options::MAIN),
             registry: knarr_registry::Config::default(),
             prefer: knarr_image::Prefer::default(),
         }

@@ -113,8 +113,40 @@ impl Engine {
             _locks: locks,
         }));
         engine.recover().await?;
+        engine.tidy_cgroups();
         engine.0.shims.refill();
         Ok(engine)
+    }
+
+    /// The engine's end. Containers run on, and what they need stays. Where none
+    /// runs, what the engine made outside its roots goes: the parent of all
+    /// cgroups, and the bridges and the packet filter of an engine with a data
+    /// root of its own. The host's main engine leaves those be, as dockerd does:
+    /// others may have made their rules for its bridge.
+    pub async fn leave(&self) {
+        if self.all().iter().any(|container| container.status().is_running()) {
+            return;
+        }
+        self.tidy_cgroups();
+        if self.0.config.network.is_main() {
+            return;
+        }
+        let networks = self.0.networks.clone();
+        match crate::facades::blocking(move || networks.leave()).await {
+            Ok(errors) => {
+                for error in errors {
+                    tracing::warn!(%error, "networks");
+                }
+            }
+            Err(error) => tracing::warn!(%error, "networks"),
+        }
+    }
+
+    /// Removes the parent of all cgroups, if it is ours and nothing is in it.
+    fn tidy_cgroups(&self) {
+        if self.0.config.own_cgroup_parent {
+            cgroup::remove_empty(&self.0.config.cgroup_parent);
+        }
     }
 
     async fn recover(&self) -> Result<()> {

@@ -57,7 +57,7 @@ use std::{
     hash::{BuildHasher, BuildHasherDefault, DefaultHasher},
     net::IpAddr,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
 };
 
 use knarr_model::ContainerId;
@@ -66,7 +66,6 @@ use knarr_state::Db;
 pub use error::Error;
 pub use filter::describe;
 pub use options::{Options, Pool};
-pub use recover::purge;
 pub use types::{Attach, Endpoint, HostsFile, Network, NetworkSpec, PublishedPort, ResolvConf};
 
 /// What an operation answers.
@@ -89,6 +88,8 @@ struct Inner {
     changes: Mutex<()>,
     /// Held, one of them, while a container's endpoints change.
     turns: [Mutex<()>; 32],
+    /// Bridges and packet filter are gone for good: nobody puts them back.
+    left: AtomicBool,
     /// Last: tasks end before their thread does.
     server: tasks::Server,
 }

@@ -41,6 +41,14 @@ pub struct Pool {
 }
 
 impl Options {
+    /// The instance of the engine with the default data root.
+    pub const MAIN: &str = "main";
+
+    /// Whether this is the host's main engine.
+    pub fn is_main(&self) -> bool {
+        self.instance == Self::MAIN
+    }
+
     /// Docker's pools: 172.17 to 172.31 as /16, then 192.168 as /20.
     pub fn new(instance: impl Into<String>) -> Self {
         let pool = |address: [u8; 4], prefix, size| {

@@ -9,7 +9,10 @@ use std::{
     collections::HashMap,
     fs::File,
     path::PathBuf,
-    sync::{Arc, Mutex, Weak},
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use knarr_model::{ContainerId, NetworkId};
@@ -60,6 +63,7 @@ impl Networks {
             running: Mutex::default(),
             changes: Mutex::default(),
             turns: Default::default(),
+            left: AtomicBool::new(false),
             server,
         });
         inner.watch().map_err(kernel("watch packet filter"))?;
@@ -80,12 +84,19 @@ impl Networks {
         }
         errors
     }
+
+    /// Removes this engine's bridges and packet filter from the host: for its
+    /// end, when no container runs. Opening makes them again from the rows.
+    pub fn leave(&self) -> Vec<Error> {
+        // Held, so that the watcher sees either the flag or nothing of this.
+        let _filter = lock(&self.inner.filter);
+        self.inner.left.store(true, Ordering::Relaxed);
+        purge(&self.inner.options.instance)
+    }
 }
 
-/// Removes everything that an engine of this instance has on the host: its
-/// bridges and its packet filter. For when its data root goes too; the engine
-/// itself leaves them be when it ends, for the containers that go on.
-pub fn purge(instance: &str) -> Vec<Error> {
+/// Removes everything that an engine of this instance has on the host.
+pub(crate) fn purge(instance: &str) -> Vec<Error> {
     let mut errors = Vec::new();
     let unloaded = Filter::unload(instance).map_err(Error::kernel("remove packet filter"));
     errors.extend(unloaded.err());
@@ -362,6 +373,9 @@ async fn watch(socket: &AsyncFd<Socket>, inner: &Weak<Inner>, table: &str, own: 
         ready.clear_ready();
         let Some(inner) = inner.upgrade() else { return };
         let filter = lock(&inner.filter);
+        if inner.left.load(Ordering::Relaxed) {
+            return;
+        }
         if ours {
             tracing::warn!(table, "somebody changed the packet filter: loading it again");
             if let Err(error) = filter.reload() {

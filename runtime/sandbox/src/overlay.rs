@@ -112,19 +112,58 @@ fn takes_parameters() -> bool {
 }
 
 /// The way of older kernels: a thread with a mount namespace of its own.
+///
+/// Layers are opened in there: overlayfs takes none of another mount namespace.
+/// Their names are descriptors' numbers, so that hundreds of them fit in a page.
 fn mount_elsewhere(
     layers: &str,
     rest: &[&str],
     upper: bool,
     attributes: MountAttrFlags,
 ) -> Result<OwnedFd, Error> {
-    // Short names, so that hundreds of layers fit in a page.
-    let mut open = Vec::new();
+    let work = || -> Result<OwnedFd, Error> {
+        let failed = |errno: nix::Error| Error::system("mount overlay", io::Error::from(errno));
+        let refused = |errno: Errno| Error::system("mount overlay", errno);
+        // The thread's own view of the filesystem; it ends with the thread.
+        unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).map_err(failed)?;
+        let nothing = None::<&str>;
+        nix::mount::mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing)
+            .map_err(failed)?;
+        let mut open = Vec::new();
+        let data = page_of_options(layers, rest, &mut open)?;
+        // What is made here is seen by nobody else; the first directory is for
+        // mount points where there is no writable layer.
+        nix::mount::mount(Some("tmpfs"), "/dev", Some("tmpfs"), MsFlags::empty(), nothing)
+            .map_err(failed)?;
+        for dir in ["/dev/upper", "/dev/work", "/dev/merged"] {
+            rustix::fs::mkdir(dir, 0o755.into()).map_err(refused)?;
+        }
+        let scratch = if upper { "" } else { ",upperdir=/dev/upper,workdir=/dev/work" };
+        let data = data + scratch;
+        rustix::process::chdir("/proc/thread-self/fd").map_err(refused)?;
+        let kind = Some("overlay");
+        nix::mount::mount(kind, "/dev/merged", kind, MsFlags::empty(), Some(data.as_str()))
+            .map_err(failed)?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let merged = open_tree(rustix::fs::CWD, "/dev/merged", flags).map_err(refused)?;
+        let attr = MountAttr::new(u64::from(attributes.bits()), 0, 1 << 18 /* MS_PRIVATE */);
+        knarr_sys::mount_setattr(merged.as_fd(), false, &attr).map_err(refused)?;
+        Ok(merged)
+    };
+    match std::thread::scope(|scope| scope.spawn(work).join()) {
+        Ok(mounted) => mounted,
+        Err(_) => Err(Error::new(Failure::System, "the mounting thread panicked")),
+    }
+}
+
+/// Overlayfs's options as mount(2) takes them, with directories named as in
+/// `/proc/thread-self/fd`; `open` holds them.
+fn page_of_options(layers: &str, rest: &[&str], open: &mut Vec<OwnedFd>) -> Result<String, Error> {
     let mut short = |dir: &str| -> Result<String, Error> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::open(dir, flags, Mode::empty())
             .map_err(|errno| Error::system(format_args!("mount overlay: open {dir}"), errno))?;
-        let name = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        let name = fd.as_raw_fd().to_string();
         open.push(fd);
         Ok(name)
     };
@@ -139,31 +178,7 @@ fn mount_elsewhere(
             _ => data.push_str(option),
         }
     }
-    if !upper {
-        data.push_str(",upperdir=/dev/upper,workdir=/dev/work");
-    }
-    let work = || -> io::Result<OwnedFd> {
-        use nix::mount::mount;
-        // The thread's own view of the filesystem; it ends with the thread.
-        unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS)?;
-        let nothing = None::<&str>;
-        mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing)?;
-        mount(Some("tmpfs"), "/dev", Some("tmpfs"), MsFlags::empty(), Some("size=64k"))?;
-        for dir in ["/dev/upper", "/dev/work", "/dev/merged"] {
-            rustix::fs::mkdir(dir, 0o755.into())?;
-        }
-        let kind = Some("overlay");
-        mount(kind, "/dev/merged", kind, MsFlags::empty(), Some(data.as_str()))?;
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let merged = open_tree(rustix::fs::CWD, "/dev/merged", flags)?;
-        let attr = MountAttr::new(u64::from(attributes.bits()), 0, 1 << 18 /* MS_PRIVATE */);
-        knarr_sys::mount_setattr(merged.as_fd(), false, &attr)?;
-        Ok(merged)
-    };
-    match std::thread::scope(|scope| scope.spawn(work).join()) {
-        Ok(mounted) => mounted.map_err(|error| Error::system("mount overlay", error)),
-        Err(_) => Err(Error::new(Failure::System, "the mounting thread panicked")),
-    }
+    Ok(data)
 }
 
 /// A writable layer in memory; none before Linux 6.13, which takes no
@@ -208,31 +223,54 @@ fn overlay_error(context: BorrowedFd<'_>, what: &str, error: io::Error) -> Error
 mod tests {
     use super::*;
 
-    #[test]
-    fn i18_five_hundred_layers_are_mounted() {
-        let dir = tempfile::tempdir().expect("tempdir");
-        // Long names, so that all of them would not fit in a page by far.
+    /// Hundreds of layers with long names, so that all of them would not fit in
+    /// a page by far.
+    fn layers(dir: &Path) -> (String, [String; 2]) {
         let name = "l".repeat(180);
         let mut dirs = Vec::new();
         for number in 0..500 {
-            let layer = dir.path().join(format!("{name}{number}"));
+            let layer = dir.join(format!("{name}{number}"));
             std::fs::create_dir(&layer).expect("layer");
             std::fs::write(layer.join(format!("f{number}")), "").expect("file");
             dirs.push(layer.display().to_string());
         }
         for one in ["upper", "work"] {
-            std::fs::create_dir(dir.path().join(one)).expect("dir");
+            std::fs::create_dir(dir.join(one)).expect("dir");
         }
-        let options = [
-            format!("lowerdir={}", dirs.join(":")),
-            format!("upperdir={}/upper", dir.path().display()),
-            format!("workdir={}/work", dir.path().display()),
-        ];
-        let mount = mount(&options).expect("overlay");
+        let writable = ["upper", "work"].map(|one| format!("{one}dir={}", dir.join(one).display()));
+        (dirs.join(":"), writable)
+    }
+
+    #[track_caller]
+    fn all_are_there(mount: &OwnedFd) {
         for number in [0, 250, 499] {
-            rustix::fs::statat(&mount, format!("f{number}"), rustix::fs::AtFlags::empty())
+            rustix::fs::statat(mount, format!("f{number}"), rustix::fs::AtFlags::empty())
                 .expect("a file of each layer");
         }
+    }
+
+    #[test]
+    fn i18_five_hundred_layers_are_mounted() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let (lower, writable) = layers(dir.path());
+        let mut options = vec![format!("lowerdir={lower}")];
+        options.extend(writable);
+        all_are_there(&mount(&options).expect("overlay"));
+    }
+
+    #[test]
+    fn i18_five_hundred_layers_are_mounted_on_older_kernels() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let (lower, writable) = layers(dir.path());
+        let rest: Vec<&str> = writable.iter().map(String::as_str).collect();
+        let nodev = MountAttrFlags::MOUNT_ATTR_NODEV;
+        all_are_there(&mount_elsewhere(&lower, &rest, true, nodev).expect("overlay"));
+        // Without a writable layer mount points can be made all the same.
+        let one = lower.split(':').next().expect("a layer");
+        let mount = mount_elsewhere(one, &[], false, nodev).expect("overlay");
+        rustix::fs::mkdirat(&mount, "proc", 0o755.into()).expect("a mount point");
+        let error = mount_elsewhere("/nonexistent-a", &[], false, nodev).expect_err("no layer");
+        assert!(error.to_string().contains("nonexistent"), "{error}");
     }
 
     #[test]

@@ -49,6 +49,9 @@ struct AttachAttr {
     kind: u32,
     flags: u32,
     replaced: u32,
+    /// Newer kernels have a field here and older ones want zeros: no byte of
+    /// this may be left to chance, so the structure ends without padding.
+    relative: u32,
 }
 
 /// A raw bpf(2).
@@ -92,6 +95,7 @@ pub fn attach_device_filter(
         kind: BPF_CGROUP_DEVICE,
         flags: BPF_F_ALLOW_MULTI | if replaced.is_some() { BPF_F_REPLACE } else { 0 },
         replaced: replaced.map_or(0, |fd| fd.as_raw_fd() as u32),
+        relative: 0,
     };
     // JUSTIFICATION: as above.
     // SAFETY: the structure has no addresses; the kernel checks the descriptors.

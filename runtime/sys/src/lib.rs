@@ -10,4 +10,4 @@ mod process;
 
 pub use bpf::{BpfInstruction, attach_device_filter, load_device_filter};
 pub use mount::{MountAttr, mount_setattr};
-pub use process::{Launch, launch, pidfd_send_signal, spawn_with};
+pub use process::{Launch, close_on_exec, launch, pidfd_send_signal, spawn_with};

@@ -117,7 +117,9 @@ pub(crate) struct MappedCode;
 
 impl CustomCodeMemory for MappedCode {
     fn required_alignment(&self) -> usize {
-        rustix::param::page_size()
+        // Not rustix's: before Linux 6.4 it would have to ask /proc.
+        let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE);
+        size.ok().flatten().and_then(|size| usize::try_from(size).ok()).unwrap_or(4096)
     }
 
     fn publish_executable(&self, start: *const u8, length: usize) -> Result<()> {

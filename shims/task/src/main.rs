@@ -102,6 +102,8 @@ fn runtime(debug: bool) -> anyhow::Result<tokio::runtime::Runtime> {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .init();
+    // A container's program finds descriptors of its own only.
+    knarr_sys::close_on_exec(3).context("mark inherited descriptors")?;
     // Signals to the caller's terminal are not for us. An error means that
     // we lead a group already.
     let _ = nix::unistd::setsid();

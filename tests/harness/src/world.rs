@@ -3,6 +3,8 @@
 //! [`World::new`] moves the calling thread into fresh network and mount
 //! namespaces (children inherit them), then starts `knarrd` on roots of its own.
 //! Dropping the world removes what its containers left and ends the daemon.
+//! A guardian process does so where nothing is dropped: a test that hangs is
+//! killed by its runner.
 
 use std::{
     ffi::OsStr,
@@ -45,6 +47,7 @@ pub struct World {
     dir: tempfile::TempDir,
     daemon: Option<Child>,
     arguments: Vec<String>,
+    guardian: Child,
 }
 
 /// What a command did.
@@ -97,6 +100,7 @@ impl World {
         enter_private_namespaces()?;
         let dir = tempfile::Builder::new().prefix("knarr-test-").tempdir()?;
         let mut world = Self {
+            guardian: guardian(dir.path())?,
             dir,
             daemon: None,
             arguments: arguments.iter().map(|a| (*a).to_owned()).collect(),
@@ -274,23 +278,24 @@ impl Drop for World {
             let _ = self.knarr(&[&["rm", "-f", "-v"], &ids[..]].concat());
         }
         self.stop_daemon();
-        for pid in survivors(&self.exec_root()) {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
+        // What outlived that is the guardian's.
+        drop(self.guardian.stdin.take());
+        let _ = self.guardian.wait();
     }
 }
 
-/// Processes of this world that outlived it: those whose command line names its exec root.
-fn survivors(exec_root: &Path) -> Vec<i32> {
-    let needle = exec_root.to_string_lossy().into_owned();
-    let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
-    processes
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|pid: &i32| {
-            fs::read(format!("/proc/{pid}/cmdline"))
-                .is_ok_and(|line| String::from_utf8_lossy(&line).contains(&needle))
-        })
-        .collect()
+/// Starts who ends this world when we are gone, in a session of its own, so
+/// that what is done to our process group is not done to it.
+fn guardian(world: &Path) -> Result<Child> {
+    Command::new("setsid")
+        .args(["sh", "-c", include_str!("guardian.sh")])
+        .env("world", world)
+        .current_dir("/")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("start the guardian (setsid of util-linux)")
 }
 
 fn enter_private_namespaces() -> Result<()> {

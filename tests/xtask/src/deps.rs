@@ -54,7 +54,14 @@ const ALLOWED: &[(&str, &[&str])] = &[
     // Configuration of the rooms is made where the daemon's is read.
     (
         "knarr-daemon",
-        &["knarr-api", "knarr-engine", "knarr-model", "knarr-network", "knarr-registry"],
+        &[
+            "knarr-api",
+            "knarr-engine",
+            "knarr-model",
+            "knarr-network",
+            "knarr-registry",
+            "knarr-sys",
+        ],
     ),
     ("containerd-shim-knarr-v1", &["knarr-model", "knarr-sandbox", "knarr-sys"]),
     ("knarr-oci", &["knarr-model", "knarr-sandbox"]),

@@ -1,5 +1,6 @@
-# The basics of both kinds on cgroup v2. Prints TAP-like lines and a last verdict.
+# The basics of both kinds on cgroup v2. Prints "ok" and "not ok" lines and a last verdict.
 export DOCKER_HOST=unix:///run/knarr.sock
+ROOT=/sys/fs/cgroup/knarr
 failed=0
 is() { # is NAME WANT GOT
   if [ "$2" = "$3" ]; then echo "ok $1"; else echo "not ok $1: want '$2', got '$3'"; failed=1; fi
@@ -7,42 +8,121 @@ is() { # is NAME WANT GOT
 has() { # has NAME NEEDLE TEXT
   case "$3" in *"$2"*) echo "ok $1" ;; *) echo "not ok $1: no '$2' in '$3'"; failed=1 ;; esac
 }
-
+# eventually NAME COMMAND…: what is served soon is asked for until it answers.
+eventually() {
+  what=$1; shift; tries=0
+  until "$@" > /dev/null 2>&1; do
+    tries=$((tries + 1))
+    if [ $tries -gt 100 ]; then echo "not ok $what: $("$@" 2>&1 | head -3)"; failed=1; return; fi
+    usleep 100000
+  done
+  echo "ok $what"
+}
+# stamp SECTION: how long the machine has run, for whoever wants it faster.
+stamp() { echo "-- $1, at $(cut -d ' ' -f 1 /proc/uptime) s"; }
+daemon() {
+  rm -f /tmp/ready; mkfifo /tmp/ready
+  knarrd --data-root /var/lib/knarr --exec-root /run/knarr --host $DOCKER_HOST --ready-fd 3 3>/tmp/ready 2>>/tmp/knarrd.log &
+  daemon=$!
+  head -c 1 /tmp/ready > /dev/null
+}
+id() { knarr inspect $1 --format '{{.Id}}'; }
+state() { knarr inspect $1 --format '{{.State.Status}}'; }
 # fetch URL: from inside the container "native".
-fetch() { knarr exec native wget -q -O - http://$1; }
+fetch() { knarr exec native timeout 5 wget -q -O - http://$1; }
+outside() { timeout 5 wget -q -O - http://$1; }
 
-mkfifo /tmp/ready
-knarrd --data-root /var/lib/knarr --exec-root /run/knarr --host $DOCKER_HOST --ready-fd 3 3>/tmp/ready 2>/tmp/knarrd.log &
-head -c 1 /tmp/ready > /dev/null
-for image in busybox hello web; do knarr load -i /knarr/$image.tar > /dev/null || echo "not ok load $image"; done
-
+stamp "images"
+daemon
+for image in busybox layers hello hello-component web; do knarr load -i /knarr/$image.tar > /dev/null; is "load $image" 0 $?; done
 has "info names the cgroup version" "Cgroup Version: 2" "$(knarr info 2>&1)"
+
+stamp "run"
 is "native runs" hello "$(knarr run --rm busybox echo hello)"
 has "wasm runs" hello "$(knarr run --rm hello)"
+has "a component runs" hello "$(knarr run --rm hello-component)"
+is "an image of many layers runs" 126 "$(knarr run --rm layers cat /last)"
 knarr run --rm busybox sh -c 'exit 7'; is "native exit code" 7 $?
 knarr run --rm hello exit 7; is "wasm exit code" 7 $?
-is "memory limit" 67108864 "$(knarr run --rm -m 64m busybox cat /sys/fs/cgroup/memory.max)"
-is "pids limit" 50 "$(knarr run --rm --pids-limit 50 busybox cat /sys/fs/cgroup/pids.max)"
-is "cpu limit" "50000 100000" "$(knarr run --rm --cpus 0.5 busybox cat /sys/fs/cgroup/cpu.max)"
+knarr run --rm busybox /none 2> /dev/null; is "what cannot be found" 127 $?
+is "the container sees its own group as the root" "0::/" "$(knarr run --rm busybox cat /proc/self/cgroup)"
+is "the root filesystem can be read only" 1 "$(knarr run --rm --read-only busybox sh -c 'touch /x 2> /dev/null; echo $?')"
+
+stamp "limits"
+limits="-m 64m --memory-swap 96m --memory-reservation 32m --pids-limit 50 --cpus 0.5 -c 2048 --cpuset-cpus 0"
+knarr run -d --name native $limits busybox sleep 1000 > /dev/null
+knarr run -d --name web $limits web > /dev/null
+for name in native web; do
+  group=$ROOT/$(id $name)
+  is "$name: memory limit" 67108864 "$(cat $group/memory.max)"
+  [ -e $group/memory.swap.max ] && is "$name: swap limit" 33554432 "$(cat $group/memory.swap.max)"
+  is "$name: memory reservation" 33554432 "$(cat $group/memory.low)"
+  is "$name: pids limit" 50 "$(cat $group/pids.max)"
+  is "$name: cpu limit" "50000 100000" "$(cat $group/cpu.max)"
+  is "$name: cpu shares" 79 "$(cat $group/cpu.weight)"
+  is "$name: cpu set" 0 "$(cat $group/cpuset.cpus)"
+  is "$name: its process is in its group" "$(knarr inspect $name --format '{{.State.Pid}}')" "$(head -1 $group/cgroup.procs)"
+  knarr pause $name > /dev/null
+  is "$name: paused" "paused 1 1" "$(state $name) $(cat $group/cgroup.freeze) $(sed -n 's/frozen //p' $group/cgroup.events)"
+  knarr unpause $name > /dev/null
+  is "$name: goes on" "running 0 0" "$(state $name) $(cat $group/cgroup.freeze) $(sed -n 's/frozen //p' $group/cgroup.events)"
+  has "$name: stats" " / 64MiB" "$(knarr stats --no-stream $name)"
+  is "$name: stats count memory" 1 "$(knarr stats --no-stream --format '{{.MemUsage}} {{.PIDs}}' $name | grep -c '^[1-9].*iB / 64MiB [1-9]')"
+done
+is "exec is in the group" 50 "$(knarr exec native cat /sys/fs/cgroup/pids.max)"
+knarr exec native sh -c 'exit 9'; is "exec's exit code" 9 $?
+has "no exec in wasm" "Wasm" "$(knarr exec web sh 2>&1)"
+knarr pause native > /dev/null; knarr kill native > /dev/null
+is "kill of a paused container" 137 "$(knarr wait native)"
+knarr stop -t 5 web > /dev/null; is "stop" exited "$(state web)"
+knarr rm native web > /dev/null
 knarr run --name hog -m 16m busybox sh -c 'x=a; while :; do x=$x$x; done' 2> /dev/null; is "memory hog is killed" 137 $?
 is "and it is said" true "$(knarr inspect hog --format '{{.State.OOMKilled}}')"
-is "devices are denied" 1 "$(knarr run --rm --cap-add MKNOD busybox sh -c 'mknod /m c 1 1; cat /m 2>&1 | grep -c "not permitted"')"
-is "the allowed ones work" 0 "$(knarr run --rm busybox sh -c 'head -c 8 /dev/urandom > /dev/null; echo $?')"
+knarr rm hog > /dev/null
+has "a fork bomb finds its limit" "fork" "$(knarr run --rm --pids-limit 5 busybox sh -c 'for i in 1 2 3 4 5 6 7 8; do sleep 9 & done' 2>&1)"
 
+stamp "devices"
+look='mknod /m c 1 1 2>&1; head -c 1 /m 2>&1 > /dev/null | grep -o "not permitted"; echo $?'
+is "what is not named is denied" "not permitted" "$(knarr run --rm busybox sh -c "$look" | head -1)"
+is "the usual ones work" 0 "$(knarr run --rm busybox sh -c 'head -c 8 /dev/urandom > /dev/null && echo x > /dev/null; echo $?')"
+is "one that is given works" 0 "$(knarr run --rm --cap-add SYSLOG --device /dev/kmsg:/dev/log:r busybox sh -c 'dd if=/dev/log of=/dev/null bs=8192 count=1 2> /dev/null; echo $?')"
+is "but only as given" 1 "$(knarr run --rm --cap-add SYSLOG --device /dev/kmsg:/dev/log:r busybox sh -c '{ echo x > /dev/log; } 2> /dev/null; echo $?')"
+is "privileged: every device" 0 "$(knarr run --rm --privileged busybox sh -c 'dd if=/dev/kmsg of=/dev/null bs=8192 count=1 2> /dev/null; echo $?')"
+is "privileged: cgroups can be written" 0 "$(knarr run --rm --privileged busybox sh -c 'mkdir /sys/fs/cgroup/inner; echo $?')"
+is "else they cannot" 1 "$(knarr run --rm busybox sh -c 'mkdir /sys/fs/cgroup/inner 2> /dev/null; echo $?')"
+
+stamp "networks"
 knarr network create harbour > /dev/null
-knarr run -d --name native --network harbour -v hold:/data busybox sh -c 'mkdir /www; echo i-am-native > /www/index.html; httpd -f -p 8000 -h /www' > /dev/null
+knarr network create elsewhere > /dev/null
+knarr run -d --name native --network harbour -v hold:/data -p 8000:8000 busybox sh -c 'mkdir /www; echo i-am-native > /www/index.html; httpd -f -p 8000 -h /www' > /dev/null
 knarr run -d --name web --network harbour -v hold:/data -e BACKEND=native:8000 -p 8080:8080 web > /dev/null
-until fetch web:8080/ > /dev/null 2>&1 && fetch 127.0.0.1:8000/ > /dev/null 2>&1; do :; done
-has "native reaches wasm by name" hello "$(fetch web:8080/)"
-has "wasm reaches native by name" i-am-native "$(fetch web:8080/native)"
-has "a published port answers" hello "$(wget -q -O - http://127.0.0.1:8080/)"
-has "stats of both" web "$(knarr stats --no-stream)"
-knarr pause native > /dev/null; is "pause" paused "$(knarr inspect native --format '{{.State.Status}}')"
-knarr unpause native > /dev/null; is "unpause" running "$(knarr inspect native --format '{{.State.Status}}')"
-for name in native web; do
-  id=$(knarr inspect $name --format '{{.Id}}')
+knarr run -d --name stranger --network elsewhere busybox sleep 1000 > /dev/null
+eventually "native reaches wasm by name" fetch web:8080/
+eventually "wasm reaches native by name" fetch web:8080/native
+has "and gets its answer" i-am-native "$(fetch web:8080/native)"
+eventually "a published native port" outside 127.0.0.1:8000/
+eventually "a published wasm port" outside 127.0.0.1:8080/
+has "both write one volume" visit "$(outside 127.0.0.1:8080/)"
+is "and read it" 0 "$(knarr exec native sh -c 'test -s /data/visits; echo $?')"
+is "other networks are apart" 1 "$(knarr exec stranger sh -c 'timeout 1 wget -q -O - http://web:8080/ > /dev/null 2>&1; echo $?')"
+
+stamp "recovery"
+kill -9 $daemon; wait $daemon 2> /dev/null
+daemon
+is "both are found again" "running running" "$(state native) $(state web)"
+eventually "names are served again" fetch web:8080/native
+eventually "ports are published again" outside 127.0.0.1:8080/
+knarr exec native sh -c 'exit 3'; is "exec again" 3 $?
+has "stats again" web "$(knarr stats --no-stream web)"
+knarr stop -t 1 native web stranger > /dev/null
+is "stop again" "exited exited" "$(state native) $(state web)"
+for name in native web stranger; do
+  id=$(id $name)
   knarr rm -f $name > /dev/null
   is "no cgroup of $name is left" "" "$(find /sys/fs/cgroup -name "$id*")"
 done
-kill $(pidof knarrd)
+is "no interface is left" "" "$(ls /sys/class/net | grep '^kv')"
+kill $daemon; wait $daemon; is "the daemon ends" 0 $?
+is "and no cgroup of its own is left" "" "$(find $ROOT 2> /dev/null)"
+stamp "end"
 [ $failed = 0 ] && echo "knarr-vm: all passed" || { echo "knarr-vm: failures"; tail -20 /tmp/knarrd.log; }

@@ -5,6 +5,7 @@
 mod basics;
 mod crash;
 mod docker_client;
+mod ending;
 mod failpoints;
 mod networks;
 mod real_images;

@@ -3,7 +3,7 @@
 //! A native and a Wasm service on one network with one volume, started by one
 //! engine in namespaces of its own; nothing of the machine is touched.
 //!
-//! `knarr-demo --archive busybox|hello|web` writes one of the test images to
+//! `knarr-demo --archive busybox|layers|hello|web` writes one of the test images to
 //! standard output instead, for machines that have no harness.
 
 #![forbid(unsafe_code)]
@@ -17,18 +17,25 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use knarr_harness::{ImageBuilder, World, bin_dir};
 
+/// More than fit in a page by their paths: 127 is what image builders make at most.
+const LAYERS: usize = 127;
+
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => show_all(),
         ["--archive", name] => Ok(std::io::stdout().write_all(&archive(name)?)?),
-        _ => bail!("usage: knarr-demo [--archive busybox|hello|web]"),
+        _ => bail!("usage: knarr-demo [--archive busybox|layers|hello|web]"),
     }
 }
 
 fn archive(name: &str) -> Result<Vec<u8>> {
     let image = match name {
         "busybox" => ImageBuilder::busybox()?,
+        "layers" => (1..LAYERS)
+            .fold(ImageBuilder::busybox()?.named("layers:latest"), |image, at| {
+                image.next_layer().file("/last", at.to_string(), 0o644)
+            }),
         guest => ImageBuilder::wasm(&format!("{guest}:latest"), guest)?,
     };
     Ok(image.docker_archive())
