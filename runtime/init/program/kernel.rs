@@ -7,6 +7,7 @@ pub type Errno = i32;
 /// What a system call answers.
 pub type Answer<T> = Result<T, Errno>;
 
+pub const EPERM: Errno = 1;
 pub const ENOENT: Errno = 2;
 pub const EINTR: Errno = 4;
 pub const EBADF: Errno = 9;
@@ -204,7 +205,18 @@ pub fn stat(path: &CStr) -> Answer<Stat> {
 }
 
 pub fn mount_setattr(fd: i32, path: &CStr, flags: usize, set: u64, propagation: u64) -> Answer<()> {
-    let attr = MountAttr { set, clear: 0, propagation, userns: 0 };
+    mount_change(fd, path, flags, (set, 0), propagation)
+}
+
+/// The same with attributes to clear.
+pub fn mount_change(
+    fd: i32,
+    path: &CStr,
+    flags: usize,
+    (set, clear): (u64, u64),
+    propagation: u64,
+) -> Answer<()> {
+    let attr = MountAttr { set, clear, propagation, userns: 0 };
     sys!(MOUNT_SETATTR, fd, path.as_ptr(), flags, &raw const attr, size_of::<MountAttr>())?;
     Ok(())
 }

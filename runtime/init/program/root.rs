@@ -320,6 +320,20 @@ impl Root {
         Ok(())
     }
 
+    pub fn set_mount(
+        &mut self,
+        path: &CStr,
+        recursive: bool,
+        (set, clear): (u64, u64),
+        propagation: u64,
+    ) -> Answer<()> {
+        let mount = self.open(path, O_PATH)?;
+        let deep = if recursive { AT_RECURSIVE } else { 0 };
+        mount_change(mount, c"", AT_EMPTY_PATH | deep, (set, clear), propagation)?;
+        close(mount);
+        Ok(())
+    }
+
     pub fn chdir(&mut self, path: &CStr, create: bool) -> Answer<()> {
         let fd =
             if create { self.directory(path)? } else { self.open(path, O_PATH | O_DIRECTORY)? };

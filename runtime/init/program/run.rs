@@ -130,6 +130,9 @@ impl Launch {
                 let mount = self.fd(fd)?;
                 self.root.place(mount, target)
             }
+            Op::SetMount { target, recursive, set, clear, propagation } => {
+                root.set_mount(target, recursive, (set, clear), propagation)
+            }
             Op::Pivot {} => root.pivot(),
             Op::Chroot {} => root.chroot(),
             Op::TimeOffsets { text } => identity::write(c"/proc/self/timens_offsets", text.0),

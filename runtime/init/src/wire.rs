@@ -466,6 +466,19 @@ ops! {
     /// The same where the kernel knows no pivot_root, that is on the root of an
     /// initial ramdisk: the host's root stays, beneath ours.
     Chroot = 46 {}
+    /// Changes the mount at a path: attributes and propagation.
+    SetMount = 51 {
+        /// Absolute path in the container.
+        target: &'a CStr,
+        /// The mounts beneath too.
+        recursive: bool,
+        /// MOUNT_ATTR_* bits to set.
+        set: u64,
+        /// MOUNT_ATTR_* bits to clear.
+        clear: u64,
+        /// MS_PRIVATE, MS_SLAVE, MS_SHARED, MS_UNBINDABLE or zero.
+        propagation: u64
+    }
     /// Sets the clocks of the time namespace that the program will be in.
     TimeOffsets = 47 {
         /// Lines of `clock seconds nanoseconds`.

@@ -14,12 +14,13 @@ use oci_spec::runtime::{LinuxResources, Process, Spec};
 use rustix::fs::{Mode, OFlags};
 
 use crate::{
-    Cgroup, Child, CreateOptions, Error, Failure, INIT_ANNOTATION, Manner, Stdio,
+    Cgroup, Child, CreateOptions, Error, Failure, INIT_ANNOTATION, Manner, Stdio, copyup,
     hooks::{Hooks, Moment},
     launch::{Birth, Launched, launch, oom_score, pid_namespace},
-    ops::{Ops, Wish},
+    ops::{IdMaps, Ops, Wish},
     plan::{self, Context, Identity, Namespaces, PidNamespace, Style, annotation},
     seccomp::{self, Filter},
+    teller::Teller,
     user, wishes,
 };
 
@@ -45,6 +46,7 @@ pub struct Container {
     kinds: u32,
     wasm: bool,
     hooks: Option<Box<Hooks>>,
+    teller: Option<Box<Teller>>,
 }
 
 /// Removes the cgroup, and kills what is in it, unless everything went well.
@@ -83,7 +85,12 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
     })?;
     let hooks = Hooks::of(spec, id, bundle)?;
     let namespaces = Namespaces::of(spec)?;
+    if namespaces.shares_mounts && !manner.foreign {
+        let text = "a container needs a mount namespace of its own";
+        return Err(Error::new(Failure::InvalidSpec, text));
+    }
     let wasm = plan::is_wasm(spec);
+    let maps = IdMaps::of_spec(spec, &namespaces)?;
     let seccomp = seccomp::Choice::of(spec)?;
     let filter = seccomp.filter(process)?;
 
@@ -104,11 +111,14 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
     };
     let mut launched = launch(&birth, &stdio)?;
     undo.child = Some(launched.child.clone());
+    if let Some(maps) = &maps {
+        maps.write(launched.child.pid())?;
+    }
 
-    let hold = match &hooks {
-        Some(hooks) if hooks.holds() => Some(wishes::root_path(spec, bundle)?),
-        _ => None,
-    };
+    let holds = hooks.as_ref().is_some_and(|hooks| hooks.holds());
+    // Where hooks look for it; and where it can be found again among the host's.
+    let placed = holds || namespaces.shares_mounts;
+    let place = placed.then(|| wishes::root_path(spec, bundle)).transpose()?;
     let root = wishes::root(rootfs, spec, bundle)?;
     let identity = identity(Some(root.as_fd()), process)?;
     let ops = plan::create(
@@ -123,12 +133,15 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
             tasks: &cgroup.tasks(),
             terminal,
             init: annotation(spec, INIT_ANNOTATION) == Some("true"),
+            maps: maps.clone(),
             style: Style {
                 listens: manner.listener.is_some(),
                 inherited: manner.inherited.len() as u32,
                 no_pivot: manner.no_pivot,
                 no_new_keyring: manner.no_new_keyring,
-                hold,
+                holds,
+                place,
+                foreign: manner.foreign,
             },
         },
     )?;
@@ -141,7 +154,16 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
     oom_score(&launched.child, process.oom_score_adj())?;
     let (mut root, mut listener) = (Some(root), manner.listener);
     let mut inherited = manner.inherited.into_iter();
+    let copies = ops.wishes.iter().any(|wish| matches!(wish, Wish::Copied { .. }));
+    let image = root.as_ref().filter(|_| copies).map(|root| root.try_clone()).transpose();
+    let image = image.map_err(|error| Error::system("copy a descriptor", error))?;
     launched.send(&ops, |wish| match wish {
+        Wish::Copied { target, attributes, options } => {
+            let image = image.as_ref()?;
+            Some(copyup::tmpfs(image.as_fd(), target, *attributes, options))
+        }
+        // An operator has granted it by writing it down.
+        Wish::Bind(bind) if manner.foreign => Some(wishes::bind(bind)),
         Wish::Root => root.take().map(Ok),
         Wish::Listener => listener.take().map(Ok),
         Wish::Inherited(_) => inherited.next().map(Ok),
@@ -171,8 +193,19 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
         kinds: exec_kinds(&namespaces),
         wasm,
         hooks,
+        teller: Teller::of(spec, id, bundle),
     };
     Ok(Created { parts: Some((container, launched, ops)), console })
+}
+
+/// Takes away the mounts of a container that had none of its own: they lie on
+/// its root filesystem in the host's namespace.
+fn unmount_root(spec: &Spec, bundle: &Path) {
+    if Namespaces::of(spec).is_ok_and(|namespaces| namespaces.shares_mounts)
+        && let Ok(path) = wishes::root_path(spec, bundle)
+    {
+        let _ = rustix::mount::unmount(&path, rustix::mount::UnmountFlags::DETACH);
+    }
 }
 
 /// Where its control group is.
@@ -292,6 +325,7 @@ impl Container {
             kinds: exec_kinds(&Namespaces::of(spec)?),
             wasm: plan::is_wasm(spec),
             hooks: Hooks::of(spec, id, bundle)?,
+            teller: Teller::of(spec, id, bundle),
         }))
     }
 
@@ -311,7 +345,7 @@ impl Container {
         };
         hook(Moment::StartContainer, Some((&self.init, self.kinds)))?;
         launched.go()?;
-        launched.await_exec(ops)?;
+        launched.await_exec_telling(ops, self.teller.as_deref())?;
         hook(Moment::Poststart, None)
     }
 
@@ -371,6 +405,7 @@ impl Container {
                 tasks: &self.cgroup.tasks(),
                 terminal: terminal(&stdio),
                 init: false,
+                maps: None,
                 style: Style { inherited: inherited.len() as u32, ..Style::default() },
             },
             self.kinds,
@@ -398,7 +433,7 @@ impl Container {
             ),
             _ => None,
         })?;
-        launched.await_exec(&ops)?;
+        launched.await_exec_telling(&ops, self.teller.as_deref())?;
         undo.child = None;
         Ok((launched.child.clone(), launched.console()))
     }
@@ -509,6 +544,7 @@ pub fn clean_up(cgroup: &Path) -> Result<(), Error> {
 /// The same for a container whose specification is known, with its poststop hooks.
 pub fn clean_up_after(id: &str, bundle: &Path, spec: &Spec) -> Result<(), Error> {
     let cleaned = clean_up(&cgroup_path(spec, id));
+    unmount_root(spec, bundle);
     let told = match Hooks::of(spec, id, bundle)? {
         Some(hooks) => hooks.run(Moment::Poststop, None, None),
         None => Ok(()),

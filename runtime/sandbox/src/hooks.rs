@@ -62,8 +62,9 @@ impl Moment {
     /// What the state says meanwhile (runc's words).
     fn status(self) -> &'static str {
         match self {
-            Self::Prestart | Self::CreateRuntime | Self::CreateContainer => "creating",
-            Self::StartContainer => "created",
+            Self::CreateRuntime | Self::CreateContainer => "creating",
+            // Once this was the moment between create and start.
+            Self::Prestart | Self::StartContainer => "created",
             Self::Poststart => "running",
             Self::Poststop => "stopped",
         }

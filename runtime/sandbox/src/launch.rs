@@ -39,6 +39,7 @@ use crate::{
     error::describe,
     ops::{Ops, Wish, show},
     plan::{Namespaces, PidNamespace},
+    teller::Teller,
     wishes,
 };
 
@@ -231,6 +232,27 @@ impl Launched {
         }
     }
 
+    /// The same where a seccomp filter may have somebody to tell.
+    pub(crate) fn await_exec_telling(
+        &mut self,
+        ops: &Ops,
+        teller: Option<&Teller>,
+    ) -> Result<(), Error> {
+        match self.receive()? {
+            None => Ok(()),
+            Some(frame) if frame.kind == Frame::LISTENER => {
+                let Some(teller) = teller else {
+                    let text = "seccomp listenerPath is not set";
+                    return Err(Error::new(Failure::InvalidSpec, text));
+                };
+                teller.tell(&self.child, frame.errno)?;
+                self.go()?;
+                self.await_exec(ops)
+            }
+            Some(frame) => Err(self.failed(ops, frame)),
+        }
+    }
+
     /// The master of the terminal, once.
     pub(crate) fn console(&mut self) -> Option<OwnedFd> {
         self.console.take()
@@ -288,7 +310,7 @@ fn sentence(ops: &Ops, frame: Frame) -> Error {
     };
     let words = describe(&errno.into());
     let wished = |fd| match ops.wished(fd) {
-        Some(Wish::Bind(bind)) => format!("{:?}", bind.source.display()),
+        Some(Wish::Bind(bind) | Wish::Mapped(bind, ..)) => format!("{:?}", bind.source.display()),
         Some(Wish::Namespace(path)) => format!("namespace {}", path.display()),
         Some(Wish::Root) => "the root filesystem".to_owned(),
         _ => "the container".to_owned(),

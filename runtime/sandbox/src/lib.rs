@@ -39,6 +39,7 @@
 mod cgroup;
 mod child;
 mod container;
+mod copyup;
 mod error;
 mod hooks;
 mod launch;
@@ -47,7 +48,9 @@ mod options;
 mod overlay;
 mod plan;
 mod seccomp;
+mod teller;
 mod user;
+mod userns;
 mod wishes;
 
 pub use cgroup::Cgroup;

@@ -37,6 +37,17 @@ pub(crate) enum Wish {
     Inherited(u32),
     /// Where the caller lets it wait.
     Listener,
+    /// The same as [`Wish::Bind`], with owners mapped, also beneath.
+    Mapped(Bind, IdMaps, bool),
+    /// A new tmpfs with what the root filesystem has at its place.
+    Copied {
+        /// Absolute path in the container.
+        target: PathBuf,
+        /// MOUNT_ATTR_* bits.
+        attributes: u64,
+        /// Options of tmpfs.
+        options: Vec<String>,
+    },
 }
 
 /// How a path of the host appears in the container.
@@ -52,6 +63,15 @@ pub(crate) struct Bind {
     pub(crate) deep_attributes: (u64, u64),
     /// MS_PRIVATE, MS_SLAVE or MS_SHARED, and whether that is so for those beneath.
     pub(crate) propagation: (u64, bool),
+}
+
+/// Who is who: lines of `inside outside count`, as uid_map and gid_map take them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct IdMaps {
+    /// Users.
+    pub(crate) users: String,
+    /// Groups.
+    pub(crate) groups: String,
 }
 
 /// A launch: pure data until the executor opens the descriptors.

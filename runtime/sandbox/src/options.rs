@@ -43,6 +43,10 @@ pub struct Manner {
     /// The root is entered with chroot, for a host whose root is an initial
     /// ramdisk. The host's mounts stay, beneath it.
     pub no_pivot: bool,
+    /// The specification is an operator's, who may do with this host as he likes,
+    /// rather than the engine's: any filesystem, mounts shared with the host's,
+    /// the host's own mount namespace.
+    pub foreign: bool,
     /// It keeps its maker's session keyring.
     pub no_new_keyring: bool,
 }

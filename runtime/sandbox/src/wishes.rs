@@ -22,13 +22,17 @@ use rustix::{
 use crate::{
     Error, Failure, RootfsMount, Stdio,
     ops::{Bind, Wish},
-    overlay,
+    overlay, userns,
 };
 
 /// Opens one wish. The root is the caller's: it may have been needed earlier.
 pub(crate) fn open(wish: &Wish) -> Result<OwnedFd, Error> {
     match wish {
-        Wish::Root | Wish::Container | Wish::Inherited(_) | Wish::Listener => {
+        Wish::Root
+        | Wish::Container
+        | Wish::Inherited(_)
+        | Wish::Listener
+        | Wish::Copied { .. } => {
             Err(Error::new(Failure::System, "a descriptor of the caller's was asked for twice"))
         }
         Wish::Empty { mode } => empty(*mode),
@@ -38,7 +42,13 @@ pub(crate) fn open(wish: &Wish) -> Result<OwnedFd, Error> {
             .open(path)
             .map(OwnedFd::from)
             .map_err(|error| Error::system(format_args!("open {}", path.display()), error)),
-        Wish::Bind(wish) => bind(wish),
+        Wish::Bind(wish) => {
+            if wish.propagation.0 == 1 << 20 {
+                consented(&wish.source)?;
+            }
+            bind(wish)
+        }
+        Wish::Mapped(wish, maps, deep) => userns::mapped(wish, maps, *deep),
         Wish::Data(bytes) => sealed("knarr-data", bytes.as_bytes(), false),
     }
 }
@@ -92,12 +102,6 @@ pub(crate) fn bind(wish: &Bind) -> Result<OwnedFd, Error> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | deep;
     let mount = open_tree(rustix::fs::CWD, &wish.source, flags).map_err(failed)?;
     let (propagation, everywhere) = wish.propagation;
-    if propagation == 1 << 20 && !is_shared(&wish.source).unwrap_or(false) {
-        // Docker's words: sharing is for the host to grant.
-        let text =
-            format!("path {} is mounted but it is not a shared mount", wish.source.display());
-        return Err(Error::new(Failure::InvalidSpec, text));
-    }
     let attr = |(set, clear), propagation| MountAttr::new(set, clear, propagation);
     let nothing = MountAttr::default();
     if !wish.recursive {
@@ -116,6 +120,16 @@ pub(crate) fn bind(wish: &Bind) -> Result<OwnedFd, Error> {
         }
     }
     Ok(mount)
+}
+
+/// Sharing is for the host to grant.
+fn consented(source: &Path) -> Result<(), Error> {
+    if is_shared(source).unwrap_or(false) {
+        return Ok(());
+    }
+    // Docker's words.
+    let text = format!("path {} is mounted but it is not a shared mount", source.display());
+    Err(Error::new(Failure::InvalidSpec, text))
 }
 
 /// Whether the mount that a path lies on has peers.

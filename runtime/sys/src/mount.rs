@@ -28,6 +28,12 @@ impl MountAttr {
         Self { set, clear, propagation, userns: 0 }
     }
 
+    /// Owners as a user namespace sees them (MOUNT_ATTR_IDMAP, Linux 5.12).
+    pub fn idmapped(userns: BorrowedFd<'_>) -> Self {
+        let userns = userns.as_raw_fd() as u64;
+        Self { set: 0x10_0000, clear: 0, propagation: 0, userns }
+    }
+
     /// Read-only.
     pub const RDONLY: u64 = 0x1;
     /// Set-user-id bits count for nothing.

@@ -105,6 +105,8 @@ struct Orders {
     stdio: [i32; 3],
     socket: i32,
     socket_number: i32,
+    /// It is born in a user namespace whose users are not mapped yet.
+    unmapped: bool,
 }
 
 /// Room for the child's few calls; it shares our memory but not our stack.
@@ -139,6 +141,7 @@ pub fn launch(launch: &Launch<'_>) -> Result<(u32, OwnedFd), Errno> {
         stdio: launch.stdio.map(|fd| fd.as_raw_fd()),
         socket: launch.socket.0.as_raw_fd(),
         socket_number: launch.socket.1,
+        unmapped: launch.namespaces & libc::CLONE_NEWUSER as u64 != 0,
     };
 
     // JUSTIFICATION: neither libc nor rustix nor nix has clone3, and a child that may only make
@@ -215,6 +218,9 @@ unsafe extern "C" fn obey(orders: *const Orders) -> ! {
             good = good && fd >= 0 && libc::dup3(fd, number as i32, 0) >= 0;
         }
         good = good && libc::dup3(socket, orders.socket_number, 0) >= 0;
+        if orders.unmapped {
+            keep_capabilities();
+        }
         if good {
             libc::syscall(
                 libc::SYS_execveat,
@@ -226,6 +232,32 @@ unsafe extern "C" fn obey(orders: *const Orders) -> ! {
             );
         }
         libc::_exit(*libc::__errno_location())
+    }
+}
+
+/// A user whom nobody has mapped yet is no root, and would lose everything with
+/// exec: ambient capabilities stay.
+///
+/// # Safety
+/// As [`obey`].
+unsafe fn keep_capabilities() {
+    let header = [0x2008_0522u32 /* _LINUX_CAPABILITY_VERSION_3 */, 0];
+    let mut sets = [0u32; 6]; // effective, permitted, inheritable; then their high halves
+    // SAFETY: the two structures live on this stack and are as large as the kernel's.
+    unsafe {
+        libc::syscall(libc::SYS_capget, header.as_ptr(), sets.as_mut_ptr());
+        (sets[2], sets[5]) = (sets[1], sets[4]);
+        libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr());
+        for capability in 0..64u64 {
+            libc::syscall(
+                libc::SYS_prctl,
+                libc::PR_CAP_AMBIENT,
+                libc::PR_CAP_AMBIENT_RAISE,
+                capability,
+                0,
+                0,
+            );
+        }
     }
 }
 

@@ -124,6 +124,7 @@ fn make(
     home.save_spec(text)?;
     let manner = Manner {
         outlives: true,
+        foreign: true,
         listener: if verb.name == "create" { Some(home.listen()?) } else { None },
         inherited,
         no_pivot: verb.flags.has("no-pivot"),

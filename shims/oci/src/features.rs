@@ -12,9 +12,12 @@ use crate::Outcome;
 const MOUNT_OPTIONS: &[&str] = &[
     "async", "atime", "bind", "defaults", "dev", "diratime", "dirsync", "exec", "noatime", "nodev",
     "nodiratime", "noexec", "norelatime", "nostrictatime", "nosuid", "nosymfollow", "private",
-    "rbind", "rdev", "rdiratime", "relatime", "rexec", "rnoatime", "rnodev", "rnodiratime",
-    "rnoexec", "rnosuid", "rnosymfollow", "ro", "rprivate", "rro", "rrw", "rshared", "rslave",
-    "rsuid", "rsymfollow", "rw", "shared", "slave", "strictatime", "suid", "symfollow", "sync",
+    "acl", "idmap", "iversion", "lazytime", "loud", "mand", "noacl", "noiversion", "nolazytime",
+    "nomand", "ratime", "rbind", "rdev", "rdiratime", "relatime", "remount", "rexec", "ridmap",
+    "rnoatime", "rnodev", "rnodiratime", "rnoexec", "rnorelatime", "rnostrictatime", "rnosuid",
+    "rnosymfollow", "ro", "rprivate", "rrelatime", "rro", "rrw", "rshared", "rslave",
+    "rstrictatime", "rsuid", "rsymfollow", "runbindable", "rw", "shared", "silent", "slave",
+    "strictatime", "suid", "symfollow", "sync", "tmpcopyup", "unbindable",
 ];
 
 /// linux/capability.h, in its order.
@@ -40,14 +43,14 @@ pub(crate) fn features() -> Outcome {
         ],
         "mountOptions": MOUNT_OPTIONS,
         "linux": {
-            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "uts"],
+            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
             "capabilities": CAPABILITIES,
             "cgroup": { "v1": true, "v2": true, "systemd": false, "systemdUser": false },
             "seccomp": {
                 "enabled": true,
                 "actions": [
                     "SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_ACT_KILL", "SCMP_ACT_KILL_PROCESS",
-                    "SCMP_ACT_KILL_THREAD", "SCMP_ACT_LOG", "SCMP_ACT_TRACE",
+                    "SCMP_ACT_KILL_THREAD", "SCMP_ACT_LOG", "SCMP_ACT_NOTIFY", "SCMP_ACT_TRACE",
                     "SCMP_ACT_TRAP",
                 ],
                 "operators": [
@@ -62,6 +65,7 @@ pub(crate) fn features() -> Outcome {
             },
             "apparmor": { "enabled": false },
             "selinux": { "enabled": false },
+            "mountExtensions": { "idmap": { "enabled": true } },
             "intelRdt": { "enabled": false },
         },
         "annotations": { "dev.knarr.oci.version": env!("CARGO_PKG_VERSION") },

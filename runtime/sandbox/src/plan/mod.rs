@@ -29,11 +29,11 @@ use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, LinuxPersonalityDomain, Pr
 
 pub(crate) use capabilities::mask_of;
 pub(crate) use identity::Identity;
-pub(crate) use namespaces::{Namespaces, PID, PidNamespace};
+pub(crate) use namespaces::{Namespaces, PID, PidNamespace, USER};
 
 use crate::{
     Error, Failure,
-    ops::{Ops, Wish, c_string, container_path},
+    ops::{IdMaps, Ops, Wish, c_string, container_path},
     seccomp::Filter,
 };
 
@@ -59,6 +59,8 @@ pub(crate) struct Context<'a> {
     pub(crate) terminal: Option<(u16, u16)>,
     /// knarr-init stays as process 1.
     pub(crate) init: bool,
+    /// Who is who in its user namespace, where it has one.
+    pub(crate) maps: Option<IdMaps>,
     /// What the caller wants otherwise than the engine does.
     pub(crate) style: Style,
 }
@@ -74,8 +76,12 @@ pub(crate) struct Style {
     pub(crate) no_pivot: bool,
     /// The session keyring stays.
     pub(crate) no_new_keyring: bool,
-    /// Hooks are waited for before the root is entered, which lies here meanwhile.
-    pub(crate) hold: Option<PathBuf>,
+    /// Hooks are waited for before the root is entered.
+    pub(crate) holds: bool,
+    /// Where on the host the root lies until then; else over the host's root.
+    pub(crate) place: Option<PathBuf>,
+    /// The specification is an operator's, not the engine's.
+    pub(crate) foreign: bool,
 }
 
 impl Style {
@@ -86,9 +92,16 @@ impl Style {
         }
     }
 
-    /// Whether the host's mounts are needed while the container's are made.
-    fn late(&self) -> bool {
-        self.no_pivot || self.hold.is_some()
+    /// Whether the host's mounts are needed while the container's are made: by
+    /// hooks, by a kernel that shows a user namespace only a procfs it can see
+    /// already, by those whose mounts they are.
+    fn late(&self, namespaces: &Namespaces) -> bool {
+        self.holds || self.stays(namespaces) || namespaces.has(namespaces::USER)
+    }
+
+    /// Whether the root is entered without letting go of the mounts around it.
+    fn stays(&self, namespaces: &Namespaces) -> bool {
+        self.no_pivot || namespaces.shares_mounts
     }
 
     /// Everything is ready: whom it waits for.
@@ -105,6 +118,7 @@ impl Style {
 const MS_PRIVATE: u64 = 1 << 18;
 const MS_SLAVE: u64 = 1 << 19;
 const MS_SHARED: u64 = 1 << 20;
+const MS_UNBINDABLE: u64 = 1 << 17;
 
 /// Docker's devices (runc `AllowedDevices`): name, major, minor.
 const DEVICES: [(&str, u32, u32); 6] = [
@@ -181,7 +195,8 @@ fn native(
     join_cgroups(&mut ops, context);
     // The host's mounts are let go of at once, unless somebody needs them.
     let style = &context.style;
-    enter(&mut ops, namespaces, linux.rootfs_propagation().as_deref(), Wish::Root, style)?;
+    let clocks = clocks(linux);
+    enter(&mut ops, namespaces, linux.rootfs_propagation().as_deref(), Wish::Root, style, &clocks)?;
 
     let mounts = spec.mounts().as_deref().unwrap_or_default();
     let sysctls = linux.sysctl().clone().unwrap_or_default();
@@ -190,18 +205,19 @@ fn native(
         mount.destination() == Path::new("/dev") && mount.typ().as_deref() != Some("tmpfs")
     });
     if own_dev {
-        devices(&mut ops, linux.devices().as_deref().unwrap_or_default())?;
+        let host = namespaces.has(namespaces::USER);
+        devices(&mut ops, linux.devices().as_deref().unwrap_or_default(), host)?;
     }
     names(&mut ops, spec, namespaces)?;
     if let Some((rows, cols)) = context.terminal {
         let uid = context.identity.uid;
         ops.push(Op::Terminal { rows: rows.into(), cols: cols.into(), uid, console: own_dev });
     }
-    if style.late() {
-        if style.hold.is_some() {
+    if style.late(namespaces) {
+        if style.holds {
             ops.push(Op::Ready {});
         }
-        ops.push(if style.no_pivot { Op::Chroot {} } else { Op::Pivot {} });
+        ops.push(if style.stays(namespaces) { Op::Chroot {} } else { Op::Pivot {} });
     }
     for path in linux.readonly_paths().iter().flatten() {
         ops.push(Op::ReadOnly { path: &container_path(Path::new(path))? });
@@ -217,8 +233,16 @@ fn native(
         ops.push(Op::ReadOnlyMount { path: c"/" });
     }
     match linux.rootfs_propagation().as_deref() {
+        _ if namespaces.shares_mounts => {}
         Some("shared" | "rshared") => ops.push(Op::Propagation { flags: MS_SHARED }),
         Some("slave" | "rslave") => ops.push(Op::Propagation { flags: MS_SLAVE }),
+        Some("unbindable" | "runbindable") => ops.push(Op::SetMount {
+            target: c"/",
+            recursive: false,
+            set: 0,
+            clear: 0,
+            propagation: MS_UNBINDABLE,
+        }),
         _ => {}
     }
     process::limits(&mut ops, process)?;
@@ -249,6 +273,7 @@ fn enter(
     propagation: Option<&str>,
     root: Wish,
     style: &Style,
+    clocks: &str,
 ) -> Result<(), Error> {
     for (kind, path) in &namespaces.joined {
         let fd = ops.wish(Wish::Namespace(path.clone()));
@@ -256,6 +281,14 @@ fn enter(
     }
     if namespaces.unshared != 0 {
         ops.push(Op::Unshare { kinds: namespaces.unshared });
+    }
+    if !clocks.is_empty() {
+        ops.push(Op::TimeOffsets { text: knarr_init::wire::Bytes(clocks.as_bytes()) });
+    }
+    if namespaces.has(namespaces::USER) {
+        // Whoever it was on the host, from here on it is the namespace's root.
+        let groups = knarr_init::wire::Bytes(&[]);
+        ops.push(Op::Identity { uid: 0, gid: 0, groups });
     }
     ops.push(Op::Setsid {});
     // The host's mounts are never ours to share; as slaves they may follow the
@@ -268,18 +301,35 @@ fn enter(
             return Err(Error::new(Failure::InvalidSpec, text));
         }
     };
-    ops.push(Op::Propagation { flags });
+    if !namespaces.shares_mounts {
+        ops.push(Op::Propagation { flags });
+    }
     ops.push(Op::OpenNull {});
     let fd = ops.wish(root);
-    if style.late() {
+    if style.late(namespaces) {
         // Hooks look for it where the specification says.
-        let path = style.hold.as_deref().map(|path| path.as_os_str().as_encoded_bytes());
+        let path = style.place.as_deref().map(|path| path.as_os_str().as_encoded_bytes());
         let target = c_string("the root filesystem's path", path.unwrap_or_default())?;
         ops.push(Op::PlaceRoot { fd, target: &target });
     } else {
         ops.push(Op::EnterRoot { fd });
     }
     Ok(())
+}
+
+/// Offsets of the clocks of a time namespace, as the kernel takes them.
+fn clocks(linux: &oci_spec::runtime::Linux) -> String {
+    let mut lines: Vec<String> = linux
+        .time_offsets()
+        .iter()
+        .flatten()
+        .map(|(clock, offset)| {
+            let (seconds, rest) = (offset.secs().unwrap_or(0), offset.nanosecs().unwrap_or(0));
+            format!("{clock} {seconds} {rest}\n")
+        })
+        .collect();
+    lines.sort();
+    lines.concat()
 }
 
 /// Host name, domain name, loopback.
@@ -307,7 +357,11 @@ fn names(ops: &mut Ops, spec: &Spec, namespaces: &Namespaces) -> Result<(), Erro
 }
 
 /// Device nodes and the links of `/dev`.
-fn devices(ops: &mut Ops, asked: &[LinuxDevice]) -> Result<(), Error> {
+fn devices(ops: &mut Ops, asked: &[LinuxDevice], host: bool) -> Result<(), Error> {
+    // A user namespace cannot make devices: they are the host's own.
+    let bound = |ops: &mut Ops, path: &Path| {
+        mounts::attach(ops, crate::wishes::plain(path.to_owned(), false), path)
+    };
     let number = |major: u32, minor: u32| {
         let (major, minor) = (u64::from(major), u64::from(minor));
         minor & 0xff | (major & 0xfff) << 8 | (minor & !0xff) << 12 | (major & !0xfff) << 32
@@ -316,11 +370,19 @@ fn devices(ops: &mut Ops, asked: &[LinuxDevice]) -> Result<(), Error> {
         if asked.iter().any(|device| device.path() == Path::new(path)) {
             continue;
         }
+        if host {
+            bound(ops, Path::new(path))?;
+            continue;
+        }
         let path = c_string("device", path)?;
         let mode = 0o020_666;
         ops.push(Op::Mknod { path: &path, mode, device: number(major, minor), uid: 0, gid: 0 });
     }
     for device in asked {
+        if host && device.typ() != LinuxDeviceType::P {
+            bound(ops, device.path())?;
+            continue;
+        }
         let kind = match device.typ() {
             LinuxDeviceType::B => 0o060_000,
             LinuxDeviceType::C | LinuxDeviceType::U => 0o020_000,

@@ -9,10 +9,10 @@ use knarr_init::wire::{Bytes, Op};
 use knarr_sys::MountAttr;
 use oci_spec::runtime::Mount;
 
-use super::{Context, MS_PRIVATE, MS_SHARED, MS_SLAVE, Namespaces, namespaces};
+use super::{Context, MS_PRIVATE, MS_SHARED, MS_SLAVE, MS_UNBINDABLE, Namespaces, namespaces};
 use crate::{
     Error, Failure,
-    ops::{Bind, Ops, Strings, Wish, c_string, container_path},
+    ops::{Bind, IdMaps, Ops, Strings, Wish, c_string, container_path},
 };
 
 const MS_RDONLY: u64 = 1;
@@ -20,7 +20,13 @@ const MS_NOSUID: u64 = 2;
 const MS_NODEV: u64 = 4;
 const MS_NOEXEC: u64 = 8;
 const MS_SYNCHRONOUS: u64 = 16;
+const MS_REMOUNT: u64 = 32;
+const MS_MANDLOCK: u64 = 64;
 const MS_DIRSYNC: u64 = 128;
+const MS_SILENT: u64 = 1 << 15;
+const MS_POSIXACL: u64 = 1 << 16;
+const MS_I_VERSION: u64 = 1 << 23;
+const MS_LAZYTIME: u64 = 1 << 25;
 const MS_NOSYMFOLLOW: u64 = 256;
 const MS_NOATIME: u64 = 1024;
 const MS_NODIRATIME: u64 = 2048;
@@ -41,6 +47,10 @@ struct Options {
     propagation: Option<(u64, bool)>,
     /// What only the filesystem understands.
     data: Vec<String>,
+    /// What lies beneath a tmpfs is copied into it.
+    copies: bool,
+    /// Owners are mapped; with the mounts beneath.
+    mapped: Option<bool>,
 }
 
 impl Options {
@@ -52,13 +62,8 @@ impl Options {
         if mount.typ().as_deref() == Some("bind") && !new.bind {
             new.bind = true;
         }
-        if mount.uid_mappings().is_some() || new.data.iter().any(|o| o == "idmap" || o == "ridmap")
-        {
-            let text = format!(
-                "mount {}: id mappings are not supported yet",
-                mount.destination().display()
-            );
-            return Err(Error::new(Failure::NotSupported, text));
+        if mount.uid_mappings().as_ref().is_some_and(|maps| !maps.is_empty()) {
+            new.mapped = new.mapped.or(Some(false));
         }
         Ok(new)
     }
@@ -94,8 +99,27 @@ impl Options {
             "sync" => self.flags |= MS_SYNCHRONOUS,
             "async" => self.flags &= !MS_SYNCHRONOUS,
             "dirsync" => self.flags |= MS_DIRSYNC,
-            "defaults" | "atime" | "norelatime" | "nostrictatime" | "tmpcopyup" | "copyup"
-            | "nocopyup" | "z" | "Z" | "consistent" | "cached" | "delegated" => {}
+            "unbindable" => self.propagation = Some((MS_UNBINDABLE, false)),
+            "runbindable" => self.propagation = Some((MS_UNBINDABLE, true)),
+            "tmpcopyup" => self.copies = true,
+            "idmap" => self.mapped = Some(false),
+            "ridmap" => self.mapped = Some(true),
+            "remount" => self.flags |= MS_REMOUNT,
+            "mand" => self.flags |= MS_MANDLOCK,
+            "nomand" => self.flags &= !MS_MANDLOCK,
+            "silent" => self.flags |= MS_SILENT,
+            "loud" => self.flags &= !MS_SILENT,
+            "acl" => self.flags |= MS_POSIXACL,
+            "noacl" => self.flags &= !MS_POSIXACL,
+            "iversion" => self.flags |= MS_I_VERSION,
+            "noiversion" => self.flags &= !MS_I_VERSION,
+            "lazytime" => self.flags |= MS_LAZYTIME,
+            "nolazytime" => self.flags &= !MS_LAZYTIME,
+            "ratime" => self.deep(0, MountAttr::ATIME),
+            "rrelatime" | "rnostrictatime" => self.deep(0, MountAttr::ATIME),
+            "rnorelatime" => self.deep(MountAttr::STRICTATIME, MountAttr::ATIME),
+            "defaults" | "atime" | "norelatime" | "nostrictatime" | "copyup" | "nocopyup" | "z"
+            | "Z" | "consistent" | "cached" | "delegated" => {}
             _ => {
                 let deep = option.strip_prefix('r').filter(|rest| *rest != "w" && *rest != "o");
                 let find = |name: &str| BITS.iter().find(|bit| bit.0 == name);
@@ -117,6 +141,29 @@ impl Options {
                     self.data.push(option.to_owned());
                 }
             }
+        }
+    }
+}
+
+impl Options {
+    fn deep(&mut self, set: u64, clear: u64) {
+        self.deep_set = self.deep_set & !clear | set;
+        self.deep_clear |= clear;
+    }
+
+    /// What a new filesystem's mount becomes after it was mounted.
+    fn afterwards(&self, ops: &mut Ops, target: &std::ffi::CStr) {
+        if self.deep_set | self.deep_clear != 0 {
+            ops.push(Op::SetMount {
+                target,
+                recursive: true,
+                set: self.deep_set,
+                clear: self.deep_clear,
+                propagation: 0,
+            });
+        }
+        if let Some((propagation, recursive)) = self.propagation {
+            ops.push(Op::SetMount { target, recursive, set: 0, clear: 0, propagation });
         }
     }
 }
@@ -149,11 +196,16 @@ pub(super) fn all(
         }
         let options = Options::parse(mount)?;
         let kind = mount.typ().as_deref().unwrap_or(if options.bind { "bind" } else { "none" });
-        guard_proc(mount.destination(), kind)?;
+        if !context.style.foreign || kind != "bind" || !is_procfs(mount.source().as_deref()) {
+            guard_proc(mount.destination(), kind)?;
+        }
         match kind {
-            _ if options.bind => bind(ops, mount, &options)?,
+            _ if options.bind => bind(ops, mount, &options, context)?,
             "proc" => {
-                let list = Strings::new("a mount option", &options.data)?;
+                let source = mount.source().as_ref().map(|source| source.to_string_lossy());
+                let mut all = options.data.clone();
+                all.extend(source.map(|source| format!("source={source}")));
+                let list = Strings::new("a mount option", &all)?;
                 ops.push(Op::Proc {
                     target: &target,
                     attributes: options.set,
@@ -162,20 +214,26 @@ pub(super) fn all(
                 if let Some(sysctls) = pending.take() {
                     write_sysctls(ops, sysctls)?;
                 }
+                options.afterwards(ops, &target);
             }
             "cgroup" | "cgroup2" => cgroup(ops, mount, &options, context)?,
-            _ => filesystem(ops, mount, kind, &options)?,
+            _ => filesystem(ops, mount, kind, &options, context)?,
         }
     }
     Ok(())
 }
 
+/// The host's own procfs may be bound where there is no other (as runc).
+fn is_procfs(source: Option<&Path>) -> bool {
+    source == Some(Path::new("/proc"))
+}
+
 /// One bind or tmpfs, wherever it is to be.
-pub(super) fn one(ops: &mut Ops, mount: &Mount) -> Result<(), Error> {
+pub(super) fn one(ops: &mut Ops, mount: &Mount, context: &Context<'_>) -> Result<(), Error> {
     let options = Options::parse(mount)?;
     match mount.typ().as_deref() {
-        _ if options.bind => bind(ops, mount, &options),
-        Some("tmpfs") => filesystem(ops, mount, "tmpfs", &options),
+        _ if options.bind => bind(ops, mount, &options, context),
+        Some("tmpfs") => filesystem(ops, mount, "tmpfs", &options, context),
         other => {
             let kind = other.unwrap_or("none");
             let text = format!("mount of type {kind:?} is not for a wasm container");
@@ -226,7 +284,12 @@ fn guard_proc(destination: &Path, kind: &str) -> Result<(), Error> {
     Err(Error::new(Failure::InvalidSpec, text))
 }
 
-fn bind(ops: &mut Ops, mount: &Mount, options: &Options) -> Result<(), Error> {
+fn bind(
+    ops: &mut Ops,
+    mount: &Mount,
+    options: &Options,
+    context: &Context<'_>,
+) -> Result<(), Error> {
     let Some(source) = mount.source().clone().filter(|source| source.is_absolute()) else {
         let text =
             format!("bind mount on {} has no absolute source", mount.destination().display());
@@ -239,7 +302,22 @@ fn bind(ops: &mut Ops, mount: &Mount, options: &Options) -> Result<(), Error> {
         deep_attributes: (options.deep_set, options.deep_clear),
         propagation: options.propagation.unwrap_or((MS_PRIVATE, true)),
     };
-    attach(ops, bind, mount.destination())
+    let Some(deep) = options.mapped else { return attach(ops, bind, mount.destination()) };
+    let maps = match (mount.uid_mappings(), mount.gid_mappings()) {
+        (Some(users), Some(groups)) => IdMaps::of(users, groups),
+        (None, None) => context.maps.clone(),
+        _ => None,
+    };
+    let maps = maps.ok_or_else(|| {
+        let text = format!(
+            "mount {}: both user and group mappings are needed",
+            mount.destination().display()
+        );
+        Error::new(Failure::InvalidSpec, text)
+    })?;
+    let fd = ops.wish(Wish::Mapped(bind, maps, deep));
+    ops.push(Op::Attach { fd, target: &container_path(mount.destination())? });
+    Ok(())
 }
 
 pub(super) fn attach(ops: &mut Ops, bind: Bind, destination: &Path) -> Result<(), Error> {
@@ -248,11 +326,17 @@ pub(super) fn attach(ops: &mut Ops, bind: Bind, destination: &Path) -> Result<()
     Ok(())
 }
 
-fn filesystem(ops: &mut Ops, mount: &Mount, kind: &str, options: &Options) -> Result<(), Error> {
+fn filesystem(
+    ops: &mut Ops,
+    mount: &Mount,
+    kind: &str,
+    options: &Options,
+    context: &Context<'_>,
+) -> Result<(), Error> {
     // A filesystem that reads a device of the host's kernel is the host's
     // business; these make no use of a source.
     const HARMLESS: [&str; 6] = ["tmpfs", "devpts", "sysfs", "mqueue", "ramfs", "overlay"];
-    if !HARMLESS.contains(&kind) {
+    if !HARMLESS.contains(&kind) && !context.style.foreign {
         let text =
             format!("mount of type {kind:?} on {} is not supported", mount.destination().display());
         return Err(Error::new(Failure::NotSupported, text));
@@ -261,18 +345,30 @@ fn filesystem(ops: &mut Ops, mount: &Mount, kind: &str, options: &Options) -> Re
         use std::os::unix::ffi::OsStrExt;
         source.as_os_str().as_bytes()
     });
+    let target = container_path(mount.destination())?;
+    if kind == "tmpfs" && options.copies {
+        let fd = ops.wish(Wish::Copied {
+            target: mount.destination().clone(),
+            attributes: options.set,
+            options: options.data.clone(),
+        });
+        ops.push(Op::Attach { fd, target: &target });
+        options.afterwards(ops, &target);
+        return Ok(());
+    }
     let mut flags = options.flags;
     if is_dev(mount) {
         flags &= !MS_RDONLY;
     }
     ops.push(Op::Mount {
-        target: &container_path(mount.destination())?,
+        target: &target,
         kind: &c_string("a mount's type", kind)?,
         source: &c_string("a mount's source", source)?,
         flags,
         data: &c_string("a mount option", options.data.join(","))?,
         no_symlinks: kind == "sysfs",
     });
+    options.afterwards(ops, &target);
     Ok(())
 }
 
@@ -434,6 +530,7 @@ mod tests {
             created: u64::from(namespaces::NET),
             unshared: 0,
             joined: Vec::new(),
+            shares_mounts: false,
             pid: super::super::PidNamespace::New,
         };
         let one = |name: &str| sysctls(HashMap::from([(name.to_owned(), "1".to_owned())]), &host);

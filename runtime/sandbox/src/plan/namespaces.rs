@@ -11,6 +11,7 @@ pub(crate) const MNT: u32 = 0x0002_0000;
 pub(crate) const CGROUP: u32 = 0x0200_0000;
 pub(crate) const UTS: u32 = 0x0400_0000;
 pub(crate) const IPC: u32 = 0x0800_0000;
+pub(crate) const USER: u32 = 0x1000_0000;
 pub(crate) const PID: u32 = 0x2000_0000;
 pub(crate) const NET: u32 = 0x4000_0000;
 pub(crate) const TIME: u32 = 0x0000_0080;
@@ -37,12 +38,20 @@ pub(crate) struct Namespaces {
     pub(crate) joined: Vec<(u32, PathBuf)>,
     /// The pid namespace.
     pub(crate) pid: PidNamespace,
+    /// Its mounts are those of others: the host's, or of a namespace by path.
+    pub(crate) shares_mounts: bool,
 }
 
 impl Namespaces {
     pub(crate) fn of(spec: &Spec) -> Result<Self, Error> {
         let linux = required(spec.linux().as_ref(), "linux section")?;
-        let mut new = Self { created: 0, unshared: 0, joined: Vec::new(), pid: PidNamespace::Host };
+        let mut new = Self {
+            created: 0,
+            unshared: 0,
+            joined: Vec::new(),
+            pid: PidNamespace::Host,
+            shares_mounts: false,
+        };
         let mut seen = 0;
         for namespace in linux.namespaces().iter().flatten() {
             let path = namespace.path().clone().filter(|path| !path.as_os_str().is_empty());
@@ -54,10 +63,7 @@ impl Namespaces {
                 LinuxNamespaceType::Pid => PID,
                 LinuxNamespaceType::Network => NET,
                 LinuxNamespaceType::Time => TIME,
-                LinuxNamespaceType::User => {
-                    let text = "user namespaces are not supported yet";
-                    return Err(Error::new(Failure::NotSupported, text));
-                }
+                LinuxNamespaceType::User => USER,
             };
             if seen & kind != 0 {
                 let text = format!("namespace {} is named twice", namespace.typ());
@@ -70,20 +76,23 @@ impl Namespaces {
                     new.pid = PidNamespace::New;
                 }
                 (PID, Some(path)) => new.pid = PidNamespace::Joined(path),
-                (MNT, Some(_)) => {
-                    let text = "a mount namespace of others cannot be joined";
+                (MNT, Some(path)) => {
+                    new.shares_mounts = true;
+                    new.joined.push((MNT, path));
+                }
+                (USER, Some(_)) => {
+                    let text = "a user namespace of others cannot be joined";
                     return Err(Error::new(Failure::NotSupported, text));
                 }
                 // Its root is the cgroup that the process is in when it is made.
                 (CGROUP, None) => new.unshared |= CGROUP,
+                // Entered with the exec of the program, after its clocks are set.
+                (TIME, None) => new.unshared |= TIME,
                 (kind, None) => new.created |= u64::from(kind),
                 (kind, Some(path)) => new.joined.push((kind, path)),
             }
         }
-        if seen & MNT == 0 {
-            let text = "a container needs a mount namespace of its own";
-            return Err(Error::new(Failure::InvalidSpec, text));
-        }
+        new.shares_mounts |= seen & MNT == 0;
         if is_wasm(spec) && seen & PID == 0 {
             let text = "a wasm container needs a pid namespace of its own";
             return Err(Error::new(Failure::InvalidSpec, text));

@@ -1,7 +1,9 @@
 //! The way from a prepared container to the program.
 
 use knarr_init::wire::{Bytes, Op};
-use oci_spec::runtime::{PosixRlimitType, Process};
+use oci_spec::runtime::{
+    IOPriorityClass, LinuxSchedulerFlag, LinuxSchedulerPolicy, PosixRlimitType, Process,
+};
 
 use super::{Context, capabilities};
 use crate::{
@@ -102,10 +104,6 @@ pub(super) fn become_program(
     process: &Process,
     context: &Context<'_>,
 ) -> Result<(), Error> {
-    if process.scheduler().is_some() || process.io_priority().is_some() {
-        let text = "scheduler and I/O priority are not supported yet";
-        return Err(Error::new(Failure::NotSupported, text));
-    }
     if process.apparmor_profile().as_deref().is_some_and(|profile| !profile.is_empty())
         || process.selinux_label().as_deref().is_some_and(|label| !label.is_empty())
     {
@@ -134,6 +132,8 @@ pub(super) fn drop_privileges(
         let name = c_string("the container's id", format!("_ses.{}", context.id))?;
         ops.push(Op::Keyring { name: &name });
     }
+    // While everything that they need is still there.
+    schedule(ops, process)?;
     ops.push(Op::Umask { mask: process.user().umask().unwrap_or(0o022) });
     let sets = capabilities::Sets::of(process.capabilities().as_ref(), context.available);
     ops.push(Op::Bounding { keep: sets.bounding });
@@ -157,9 +157,14 @@ pub(super) fn drop_privileges(
         permitted: sets.permitted | extra,
         inheritable: sets.ambient,
     };
-    let filter = context
-        .filter
-        .map(|filter| Op::Seccomp { flags: filter.flags(), filter: Bytes(filter.bytes()) });
+    let filter = context.filter.map(|filter| {
+        let (flags, bytes) = (filter.flags(), Bytes(filter.bytes()));
+        if filter.notifies() {
+            Op::SeccompListener { flags, filter: bytes }
+        } else {
+            Op::Seccomp { flags, filter: bytes }
+        }
+    });
     if confined {
         ops.push(Op::NoNewPrivs {});
     }
@@ -179,6 +184,57 @@ pub(super) fn drop_privileges(
             ops.push(capabilities(0));
             raise(ops, sets.ambient);
         }
+    }
+    Ok(())
+}
+
+/// Scheduling policy and I/O priority.
+fn schedule(ops: &mut Ops, process: &Process) -> Result<(), Error> {
+    if let Some(scheduler) = process.scheduler() {
+        let policy: u32 = match scheduler.policy() {
+            LinuxSchedulerPolicy::SchedOther => 0,
+            LinuxSchedulerPolicy::SchedFifo => 1,
+            LinuxSchedulerPolicy::SchedRr => 2,
+            LinuxSchedulerPolicy::SchedBatch => 3,
+            LinuxSchedulerPolicy::SchedIso => 4,
+            LinuxSchedulerPolicy::SchedIdle => 5,
+            LinuxSchedulerPolicy::SchedDeadline => 6,
+        };
+        let flags = scheduler.flags().iter().flatten().fold(0u64, |bits, flag| {
+            bits | match flag {
+                LinuxSchedulerFlag::SchedResetOnFork => 1,
+                LinuxSchedulerFlag::SchedFlagReclaim => 2,
+                LinuxSchedulerFlag::SchedFlagDLOverrun => 4,
+                LinuxSchedulerFlag::SchedFlagKeepPolicy => 8,
+                LinuxSchedulerFlag::SchedFlagKeepParams => 16,
+                LinuxSchedulerFlag::SchedFlagUtilClampMin => 32,
+                LinuxSchedulerFlag::SchedFlagUtilClampMax => 64,
+            }
+        });
+        // struct sched_attr (linux/sched/types.h), its first version.
+        let mut bytes = Vec::with_capacity(48);
+        bytes.extend(48u32.to_ne_bytes());
+        bytes.extend(policy.to_ne_bytes());
+        bytes.extend(flags.to_ne_bytes());
+        bytes.extend(scheduler.nice().unwrap_or(0).to_ne_bytes());
+        bytes.extend(scheduler.priority().unwrap_or(0).to_ne_bytes());
+        for time in [scheduler.runtime(), scheduler.deadline(), scheduler.period()] {
+            bytes.extend(time.unwrap_or(0).to_ne_bytes());
+        }
+        ops.push(Op::Scheduler { attributes: Bytes(&bytes) });
+    }
+    if let Some(wanted) = process.io_priority() {
+        let class = match wanted.class() {
+            IOPriorityClass::IoprioClassRt => 1,
+            IOPriorityClass::IoprioClassBe => 2,
+            IOPriorityClass::IoprioClassIdle => 3,
+        };
+        let level = u32::try_from(wanted.priority()).ok().filter(|level| *level < 8);
+        let level = level.ok_or_else(|| {
+            let text = format!("I/O priority {} is not one of 0 to 7", wanted.priority());
+            Error::new(Failure::InvalidSpec, text)
+        })?;
+        ops.push(Op::IoPriority { priority: class << 13 | level });
     }
     Ok(())
 }

@@ -30,6 +30,7 @@ fn plan(spec: &Spec, identity: &Identity, terminal: Option<(u16, u16)>) -> Resul
         tasks: &tasks,
         terminal,
         init: false,
+        maps: None,
         style: Style::default(),
     };
     create(spec, &context)
@@ -73,6 +74,7 @@ fn the_launch_of_another_process() {
         tasks: &["/sys/fs/cgroup/cpu/knarr/x/tasks".into()],
         terminal: None,
         init: false,
+        maps: None,
         style: Style::default(),
     };
     let ops = exec(process, &context, 0x6c02_0000).expect("plan");

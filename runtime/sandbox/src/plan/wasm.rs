@@ -21,7 +21,8 @@ use oci_spec::runtime::{Process, Spec};
 use serde::Serialize;
 
 use super::{
-    Context, Namespaces, annotation, enter, join_cgroups, mounts, names, process as steps,
+    Context, Namespaces, annotation, enter, join_cgroups, mounts, names, namespaces as kinds,
+    process as steps,
 };
 use crate::{
     Error, Failure,
@@ -75,13 +76,17 @@ pub(super) fn create(
     ops.wish(Wish::File(launch.code.clone()));
     let program = ops.wish(Wish::File(launch.host.clone()));
 
+    if namespaces.shares_mounts || namespaces.has(kinds::USER) {
+        let text = "a wasm container needs a mount namespace, and no user namespace, of its own";
+        return Err(Error::new(Failure::InvalidSpec, text));
+    }
     join_cgroups(&mut ops, context);
-    enter(&mut ops, namespaces, None, Wish::Empty { mode: 0o755 }, &context.style)?;
+    enter(&mut ops, namespaces, None, Wish::Empty { mode: 0o755 }, &context.style, "")?;
     let fd = ops.wish(Wish::Root);
     ops.push(Op::Attach { fd, target: c"/rootfs" });
     let granted =
         launch.preopens.iter().any(|preopen| preopen.path == Path::new("/") && !preopen.read_only);
-    mounts(&mut ops, spec)?;
+    mounts(&mut ops, spec, context)?;
     if !granted {
         ops.push(Op::ReadOnlyMount { path: c"/rootfs" });
     }
@@ -110,7 +115,7 @@ pub(super) fn create(
 
 /// Binds and tmpfs of the specification beneath `/rootfs`; what a native
 /// container needs for itself (`/proc`, `/dev`, `/sys`) is left out.
-fn mounts(ops: &mut Ops, spec: &Spec) -> Result<(), Error> {
+fn mounts(ops: &mut Ops, spec: &Spec, context: &Context<'_>) -> Result<(), Error> {
     for mount in spec.mounts().iter().flatten() {
         let destination = mount.destination();
         let system = ["/proc", "/dev", "/sys"].iter().any(|dir| destination.starts_with(dir));
@@ -119,7 +124,7 @@ fn mounts(ops: &mut Ops, spec: &Spec) -> Result<(), Error> {
         }
         let mut inside = mount.clone();
         inside.set_destination(rooted(destination)?);
-        mounts::one(ops, &inside)?;
+        mounts::one(ops, &inside, context)?;
         // The host program looks names up with these, at their usual place.
         if ETC.iter().any(|file| destination == Path::new(file))
             && let Some(source) = mount.source()

@@ -36,12 +36,18 @@ const WASM: &str = include_str!("../../data/wasm.json");
 pub(crate) struct Filter {
     flags: u32,
     bytes: Vec<u8>,
+    notifies: bool,
 }
 
 impl Filter {
     /// SECCOMP_FILTER_FLAG_* bits.
     pub(crate) fn flags(&self) -> u32 {
         self.flags
+    }
+
+    /// Somebody is asked about some calls.
+    pub(crate) fn notifies(&self) -> bool {
+        self.notifies
     }
 
     /// Instructions, eight bytes each.
@@ -119,7 +125,8 @@ impl Choice {
             }
             _ => (Profile::parse(WASM)?.resolve(0, kernel()), 0),
         };
-        let filter = Arc::new(Filter { flags, bytes: compile::compile(&policy)? });
+        let notifies = policy.rules.iter().any(|rule| rule.action == policy::NOTIFY);
+        let filter = Arc::new(Filter { flags, bytes: compile::compile(&policy)?, notifies });
         let mut all = compiled();
         if all.len() >= MAX_COMPILED {
             all.clear();
@@ -144,13 +151,22 @@ impl Choice {
 }
 
 fn flags(given: &LinuxSeccomp) -> u32 {
+    let notifies = given
+        .syscalls()
+        .iter()
+        .flatten()
+        .any(|rule| rule.action() == oci_spec::runtime::LinuxSeccompAction::ScmpActNotify);
     given.flags().iter().flatten().fold(0, |bits, flag| {
         bits | match flag {
             LinuxSeccompFilterFlag::SeccompFilterFlagLog => 2,
             LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => 4,
             // One thread only; and no listener is waited for.
-            LinuxSeccompFilterFlag::SeccompFilterFlagTsync
-            | LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => 0,
+            LinuxSeccompFilterFlag::SeccompFilterFlagTsync => 0,
+            // Only with a listener.
+            LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => match notifies {
+                true => 32,
+                false => 0,
+            },
         }
     })
 }

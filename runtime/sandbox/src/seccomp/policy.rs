@@ -60,6 +60,7 @@ pub(super) struct Policy {
 }
 
 pub(super) const KILL_PROCESS: u32 = 0x8000_0000;
+pub(super) const NOTIFY: u32 = 0x7fc0_0000;
 pub(super) const ERRNO: u32 = 0x0005_0000;
 pub(super) const EPERM: u32 = 1;
 
@@ -73,10 +74,7 @@ fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<u32, Error> 
         LinuxSeccompAction::ScmpActTrace => 0x7ff0_0000 | data,
         LinuxSeccompAction::ScmpActLog => 0x7ffc_0000,
         LinuxSeccompAction::ScmpActAllow => 0x7fff_0000,
-        LinuxSeccompAction::ScmpActNotify => {
-            let text = "seccomp action SCMP_ACT_NOTIFY is not supported";
-            return Err(Error::new(Failure::NotSupported, text));
-        }
+        LinuxSeccompAction::ScmpActNotify => NOTIFY,
     })
 }
 
@@ -84,6 +82,11 @@ impl Policy {
     /// From the specification.
     pub(super) fn from_oci(given: &LinuxSeccomp) -> Result<Self, Error> {
         let default = action(given.default_action(), given.default_errno_ret())?;
+        if default == NOTIFY {
+            // runc's words.
+            let text = "SCMP_ACT_NOTIFY cannot be used as default action";
+            return Err(Error::new(Failure::InvalidSpec, text));
+        }
         let mut abis = Vec::new();
         for arch in given.architectures().iter().flatten() {
             let abi = match arch {
@@ -104,6 +107,11 @@ impl Policy {
         let mut rules = Vec::new();
         for syscall in given.syscalls().iter().flatten() {
             add(&mut rules, syscall)?;
+        }
+        // The descriptor could not be handed over (as runc).
+        if rules.iter().any(|rule| rule.action == NOTIFY && rule.name == "write") {
+            let text = "SCMP_ACT_NOTIFY cannot be used for the write syscall";
+            return Err(Error::new(Failure::InvalidSpec, text));
         }
         Ok(Self { default, abis, rules })
     }

@@ -4,5 +4,6 @@
 
 mod hooks;
 mod life;
+mod specification;
 mod streams;
 mod support;
