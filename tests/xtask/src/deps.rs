@@ -68,6 +68,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("knarr-example-backend", &[]),
     ("knarr-harness", &[]),
     ("knarr-e2e", &[]),
+    ("knarr-containerd-conformance", &[]),
     ("knarr-bench", &["knarr-harness"]),
     ("xtask", &[]),
 ];

@@ -9,16 +9,20 @@ use crate::run::{cargo, run};
 /// A userland for the native container's shell, and `ip` to look at networks.
 pub const DEMO: &[&str] = &["iproute2"];
 
-/// Userlands, a real registry, image tools, the packet filter's own lister.
+/// Userlands, a real registry, image tools, a containerd with its own shim, the
+/// packet filter's own lister.
 pub const TESTS: &[&str] = &[
+    "bsdutils",
     "busybox-static",
     "ca-certificates",
+    "containerd",
     "debootstrap",
     "docker-registry",
     "iproute2",
     "nftables",
     "procps",
     "python3-venv",
+    "runc",
     "skopeo",
     "umoci",
 ];

@@ -1,0 +1,398 @@
+//! A containerd of one's own: private mounts, an empty `/run`, a private network,
+//! its own roots and sockets, and a containerd namespace (so also a parent cgroup)
+//! of its own name.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use knarr_harness::{ImageBuilder, bin_dir};
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// containerd's own shim, the oracle.
+pub const RUNC: &str = "io.containerd.runc.v2";
+/// The shim under test.
+pub const KNARR: &str = "io.containerd.knarr.v1";
+
+/// The image that [`Containerd::start`] imports.
+pub const BUSYBOX: &str = "docker.io/library/busybox:latest";
+
+const SOCKET: &str = "/run/ct.sock";
+
+/// A running containerd.
+pub struct Containerd {
+    pub dir: TempDir,
+    pub namespace: String,
+    pub runtime: &'static str,
+    daemon: Option<Child>,
+}
+
+/// What a command did.
+#[derive(Debug)]
+pub struct Ran {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
+}
+
+impl Ran {
+    #[track_caller]
+    pub fn ok(self) -> String {
+        assert_eq!(self.code, 0, "{self:?}");
+        self.out.trim_end().to_owned()
+    }
+}
+
+/// Runs a scenario on containerd's shim, then on ours.
+pub fn both(scenario: impl Fn(&mut Containerd)) {
+    enter();
+    for runtime in [RUNC, KNARR] {
+        eprintln!("--- {runtime}");
+        let mut containerd = Containerd::start(runtime);
+        scenario(&mut containerd);
+    }
+}
+
+/// Runs a scenario on ours alone.
+pub fn ours(scenario: impl Fn(&mut Containerd)) {
+    enter();
+    scenario(&mut Containerd::start(KNARR));
+}
+
+fn enter() {
+    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).expect("these tests need root");
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none).unwrap();
+    assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
+}
+
+impl Containerd {
+    fn start(runtime: &'static str) -> Self {
+        let dir = tempfile::Builder::new().prefix("knarr-containerd-").tempdir().unwrap();
+        let namespace = format!("knarr-ctd-{}", std::process::id());
+        let config = format!(
+            "version = 2\nroot = \"{}/root\"\nstate = \"/run/ct\"\n\
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
+             [grpc]\naddress = \"{SOCKET}\"\n[ttrpc]\naddress = \"{SOCKET}.ttrpc\"\n",
+            dir.path().display()
+        );
+        fs::write(dir.path().join("config.toml"), config).unwrap();
+        let mut this = Self { dir, namespace, runtime, daemon: None };
+        this.start_daemon();
+        let archive = this.path("busybox.tar");
+        fs::write(&archive, ImageBuilder::busybox().unwrap().docker_archive()).unwrap();
+        this.ctr(&["image", "import", archive.to_str().unwrap()]).ok();
+        this
+    }
+
+    /// Starts the daemon, again perhaps, and returns when it answers.
+    pub fn start_daemon(&mut self) {
+        let log = File::options().create(true).append(true).open(self.path("log")).unwrap();
+        let path = std::env::var("PATH").unwrap_or_default();
+        let child = Command::new("containerd")
+            .arg("-c")
+            .arg(self.path("config.toml"))
+            .args(["-l", "debug"])
+            .env("PATH", format!("{}:{path}", bin_dir().display()))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("containerd is installed");
+        self.daemon = Some(child);
+        while self.ctr(&["version"]).code != 0 {
+            let ended = self.daemon.as_mut().unwrap().try_wait().unwrap();
+            assert!(ended.is_none(), "containerd ended:\n{}", self.log());
+        }
+    }
+
+    /// `kill -9` of the daemon.
+    pub fn kill_daemon(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            let _ = daemon.kill();
+            let _ = daemon.wait();
+        }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
+    /// A `ctr` command, not started yet.
+    pub fn ctr_command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("ctr");
+        command.args(["-a", SOCKET, "-n", &self.namespace]).args(arguments).stdin(Stdio::null());
+        command
+    }
+
+    pub fn ctr(&self, arguments: &[&str]) -> Ran {
+        run(&mut self.ctr_command(arguments))
+    }
+
+    /// `ctr run` of busybox with further flags, to its end.
+    pub fn run(&self, flags: &[&str], id: &str, program: &[&str]) -> Ran {
+        self.ctr(&self.run_line(flags, id, program))
+    }
+
+    /// The same as words of a command line.
+    pub fn run_line<'a>(
+        &self,
+        flags: &[&'a str],
+        id: &'a str,
+        program: &[&'a str],
+    ) -> Vec<&'a str> {
+        let runtime = self.runtime;
+        [&["run", "--runtime", runtime], flags, &[BUSYBOX, id], program].concat()
+    }
+
+    /// A container that stays until it is killed.
+    #[track_caller]
+    pub fn sleeper(&self, flags: &[&str], id: &str) {
+        self.run(&[&["-d", "--null-io"], flags].concat(), id, &["sleep", "1000"]).ok();
+    }
+
+    #[track_caller]
+    pub fn exec(&self, id: &str, program: &[&str]) -> Ran {
+        let exec = unique();
+        self.ctr(&[&["task", "exec", "--exec-id", &exec, id], program].concat())
+    }
+
+    /// Its state as `ctr task ls` shows it; empty where there is none.
+    pub fn status(&self, id: &str) -> String {
+        let all = self.ctr(&["task", "ls"]).ok();
+        let of = |line: &str| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            (words.first() == Some(&id)).then(|| words[2].to_owned())
+        };
+        all.lines().find_map(of).unwrap_or_default()
+    }
+
+    pub fn pid(&self, id: &str) -> i32 {
+        let all = self.ctr(&["task", "ls"]).ok();
+        let of = |line: &str| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            (words.first() == Some(&id)).then(|| words[1].parse().unwrap())
+        };
+        all.lines().find_map(of).expect("a task")
+    }
+
+    /// Waits until it has this state.
+    pub fn await_status(&self, id: &str, status: &str) {
+        while self.status(id) != status {
+            std::thread::yield_now();
+        }
+    }
+
+    /// Kills, waits, deletes; answers the exit code that `delete` tells.
+    #[track_caller]
+    pub fn kill_and_delete(&self, id: &str) -> i32 {
+        let _ = self.ctr(&["task", "kill", "-s", "KILL", id]);
+        self.await_status(id, "STOPPED");
+        self.delete(id)
+    }
+
+    #[track_caller]
+    pub fn delete(&self, id: &str) -> i32 {
+        let deleted = self.ctr(&["task", "delete", id]);
+        assert_eq!(deleted.code, 0, "{deleted:?}");
+        self.ctr(&["container", "rm", id]).ok();
+        let code = deleted.err.rsplit_once("non-zero exit code ");
+        code.map_or(0, |(_, code)| code.trim_end_matches(['"', '\n']).parse().unwrap())
+    }
+
+    /// The shims of this containerd's namespace: process and command line.
+    pub fn shims(&self) -> Vec<(i32, String)> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+                continue;
+            };
+            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            if line.contains("containerd-shim-") && line.contains(&self.namespace) {
+                found.push((pid, line));
+            }
+        }
+        found
+    }
+
+    /// Follows `ctr events` from now on.
+    pub fn events(&self) -> Events {
+        let path = self.path(&format!("events-{}", unique()));
+        let child =
+            self.ctr_command(&["events"]).stdout(File::create(&path).unwrap()).spawn().unwrap();
+        // It follows when it sees what we do.
+        while fs::metadata(&path).unwrap().len() == 0 {
+            self.ctr(&["namespace", "label", &self.namespace, &format!("at={}", unique())]).ok();
+        }
+        Events { child, path }
+    }
+
+    fn cgroups(&self) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+            let path = hierarchy.path().join(&self.namespace);
+            if path.is_dir() {
+                found.push(path);
+            }
+        }
+        found
+    }
+
+    /// Nothing is left of any container.
+    #[track_caller]
+    pub fn assert_clean(&self) {
+        for cgroup in self.cgroups() {
+            let left: Vec<_> = fs::read_dir(&cgroup)
+                .unwrap()
+                .flatten()
+                .filter(|entry| entry.path().is_dir())
+                .map(|entry| entry.file_name())
+                .collect();
+            assert!(left.is_empty(), "{}: {left:?}", cgroup.display());
+        }
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains("/rootfs "), "{mounts}");
+        // A shim that was told to end may take a moment.
+        while !self.shims().is_empty() {
+            std::thread::yield_now();
+        }
+        // containerd's own shim leaves its socket behind when it is killed.
+        let left: Vec<_> = fs::read_dir("/run/s")
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.file_name())
+            .collect();
+        assert!(left.is_empty(), "sockets: {left:?}");
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let tail: Vec<&str> = log.lines().rev().take(40).collect();
+            eprintln!(
+                "--- containerd's log\n{}",
+                tail.into_iter().rev().collect::<Vec<_>>().join("\n")
+            );
+        }
+        for (pid, _) in self.shims() {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        for cgroup in self.cgroups() {
+            for entry in fs::read_dir(&cgroup).into_iter().flatten().flatten() {
+                let procs = fs::read_to_string(entry.path().join("cgroup.procs"));
+                for pid in procs.unwrap_or_default().lines().filter_map(|pid| pid.parse().ok()) {
+                    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+                }
+            }
+        }
+        self.kill_daemon();
+        for cgroup in self.cgroups() {
+            for entry in fs::read_dir(&cgroup).into_iter().flatten().flatten() {
+                let _ = fs::remove_dir(entry.path());
+            }
+            let _ = fs::remove_dir(cgroup);
+        }
+        // The next one starts anew.
+        for left in ["/run/ct", "/run/s", "/run/containerd"] {
+            let _ = fs::remove_dir_all(left);
+        }
+    }
+}
+
+/// `ctr events` as it grows.
+pub struct Events {
+    child: Child,
+    path: PathBuf,
+}
+
+impl Events {
+    /// Topic and content of every event of tasks so far.
+    pub fn tasks(&self) -> Vec<(String, Value)> {
+        let text = fs::read_to_string(&self.path).unwrap();
+        // The last line may still be under way.
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        let of = |line: &str| {
+            let (head, content) = line.split_once(" {")?;
+            let topic = head.split_whitespace().last()?.strip_prefix("/tasks/")?.to_owned();
+            Some((topic, serde_json::from_str(&format!("{{{content}")).unwrap()))
+        };
+        whole.lines().filter_map(of).collect()
+    }
+
+    /// The topics of one container so far; of exits, whose and how.
+    pub fn of(&self, id: &str) -> Vec<String> {
+        let word = |(topic, event): (String, Value)| {
+            let text = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
+            if text("container_id") != id {
+                return None;
+            }
+            Some(match topic.as_str() {
+                "exit" => {
+                    format!("exit {} {}", text("id"), event["exit_status"].as_u64().unwrap_or(0))
+                }
+                "exec-added" | "exec-started" => format!("{topic} {}", text("exec_id")),
+                _ => topic,
+            })
+        };
+        self.tasks().into_iter().filter_map(word).collect()
+    }
+
+    /// Waits until a container has an event.
+    pub fn await_event(&self, id: &str, event: &str) {
+        while !self.of(id).iter().any(|have| have == event) {
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub fn run(command: &mut Command) -> Ran {
+    let output = command.output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ran {
+        code: output.status.code().unwrap_or(-1),
+        out: text(&output.stdout),
+        err: text(&output.stderr),
+    }
+}
+
+pub fn unique() -> String {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("x{}", NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Waits until a file says something.
+pub fn await_content(path: &Path, needle: &str) -> String {
+    loop {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        if text.contains(needle) {
+            return text;
+        }
+        std::thread::yield_now();
+    }
+}
