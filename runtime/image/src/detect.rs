@@ -15,6 +15,7 @@
 
 use std::path::{Path, PathBuf};
 
+use knarr_guest::{Magic, Program};
 use knarr_model::{Digest, Platform, WasmAbi, Workload};
 use knarr_store::Store;
 
@@ -23,7 +24,6 @@ use crate::{
     config::Config,
     document::{LayerKind, Manifest, is_image_config, layer_kind},
     rootfs::{self, Found},
-    wasm::{self, Magic, Program},
 };
 
 const ARTIFACT_CONFIG: &str = "application/vnd.wasm.config.v0+json";
@@ -146,7 +146,7 @@ fn program_of_layer(subject: &Subject<'_>, layer: usize) -> Result<Program> {
     let mut file = subject.store.open_blob(&descriptor.digest)?;
     let shown = format!("layer {}", descriptor.digest);
     match magic(&file, &shown)? {
-        Magic::Module | Magic::Component => wasm::inspect(&mut file, &shown),
+        Magic::Module | Magic::Component => Ok(knarr_guest::inspect(&mut file, &shown)?),
         Magic::Precompiled => Err(precompiled(&shown)),
         other => Err(Error::Dispatch {
             one: format!("its layer has the type {}", descriptor.media_type),
@@ -285,7 +285,7 @@ fn rootfs_image(subject: &Subject<'_>) -> Result<Decision> {
     match magic(&found.file, &path)? {
         Magic::Module | Magic::Component => {
             function_is_start(subject.config)?;
-            let program = wasm::inspect(&mut found.file, &path)?;
+            let program = knarr_guest::inspect(&mut found.file, &path)?;
             Ok(Decision {
                 workload: wasm_workload(&program, Some(&found.path)),
                 reason: format!("{says} and {path} is {}", program.description),
@@ -332,7 +332,7 @@ fn resolve(subject: &Subject<'_>, word: &str) -> Result<Option<Found>> {
 }
 
 fn magic(file: &std::fs::File, shown: &str) -> Result<Magic> {
-    wasm::magic(file).map_err(|e| Error::Internal(format!("read {shown}: {e}")))
+    knarr_guest::magic(file).map_err(|e| Error::Internal(format!("read {shown}: {e}")))
 }
 
 fn precompiled(shown: &str) -> Error {
@@ -340,18 +340,4 @@ fn precompiled(shown: &str) -> Error {
         "{shown} is code that wasmtime compiled ahead: precompiled code is never taken from an \
          image, put the .wasm file into it instead"
     ))
-}
-
-impl Magic {
-    fn shown(self) -> &'static str {
-        match self {
-            Self::Module => "a Wasm module",
-            Self::Component => "a Wasm component",
-            Self::UnknownWasm => "a Wasm binary of an unknown version",
-            Self::Elf => "an ELF executable",
-            Self::Precompiled => "precompiled Wasm",
-            Self::Script => "a script",
-            Self::Other => "neither Wasm nor ELF",
-        }
-    }
 }

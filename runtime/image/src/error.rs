@@ -66,14 +66,9 @@ pub enum Error {
         /// What the configuration says.
         want: Digest,
     },
-    /// Ahead-of-time compilation of a Wasm program failed.
-    #[error("compile {module}: {why}")]
-    Compile {
-        /// The module's or component's digest.
-        module: Digest,
-        /// What the compiler said, or `compile limit`.
-        why: String,
-    },
+    /// A Wasm program is refused, or its compilation failed.
+    #[error(transparent)]
+    Guest(#[from] knarr_guest::Error),
     /// The store refused or failed.
     #[error(transparent)]
     Store(#[from] knarr_store::Error),
@@ -103,8 +98,14 @@ impl Kinded for Error {
             | Self::Reference(_)
             | Self::Invalid { .. }
             | Self::Dispatch { .. }
-            | Self::DiffId { .. }
-            | Self::Compile { .. } => ErrorKind::InvalidArgument,
+            | Self::DiffId { .. } => ErrorKind::InvalidArgument,
+            Self::Guest(error) => match error {
+                knarr_guest::Error::Invalid { .. } | knarr_guest::Error::Compile { .. } => {
+                    ErrorKind::InvalidArgument
+                }
+                knarr_guest::Error::Unsupported(_) => ErrorKind::NotSupported,
+                knarr_guest::Error::Internal(_) => ErrorKind::Internal,
+            },
             Self::Conflict { .. } => ErrorKind::Conflict,
             Self::Unsupported(_) => ErrorKind::NotSupported,
             Self::Store(error) => error.kind(),

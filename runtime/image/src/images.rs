@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
+use knarr_guest::Compiler;
 use knarr_model::{Digest, Platform, Reference};
 use knarr_registry::{Auth, Registry};
 use knarr_state::{Db, images::ImageRow};
@@ -10,9 +11,7 @@ use tokio::io::AsyncRead;
 
 use crate::{
     DiskUsage, Error, HistoryEntry, Image, ImageUser, Inspect, Loaded, Prefer, ProgressSender,
-    Pruned, RemoveOptions, Removed, Result, WasmCompiler,
-    compile::Compiler,
-    config,
+    Pruned, RemoveOptions, Removed, Result, WasmCompiler, config,
     content::Contents,
     document::CONFIG_MAX,
     load,
@@ -152,8 +151,8 @@ impl Images {
         let config = self.0.config(&image.row)?;
         let store = self.store();
         let interface = match stored::program(store, &image.row.workload, &image.row.layers)? {
-            Some(file) => crate::wasm::interface(&file, "program")?,
-            None => crate::wasm::Interface::default(),
+            Some(file) => knarr_guest::interface(&file, "program")?,
+            None => knarr_guest::Interface::default(),
         };
         Ok(Inspect {
             size: image.row.size,
@@ -300,7 +299,7 @@ impl Images {
     /// is missing (another wasmtime version, another CPU).
     ///
     /// # Errors
-    /// [`crate::Error::Compile`].
+    /// [`crate::Error::Guest`].
     pub async fn compiled(&self, module: &Digest) -> Result<PathBuf> {
         let path = self.0.compiler.path(module).await?;
         if path.exists() {
@@ -311,7 +310,7 @@ impl Images {
         let store = Arc::clone(self.store());
         let source = blocking(move || stored::program(&store, &row.workload, &row.layers)).await?;
         match source {
-            Some(source) => self.0.compiler.compile(module, source).await,
+            Some(source) => Ok(self.0.compiler.compile(module, source).await?),
             None => Err(Error::NotFound(module.to_string())),
         }
     }

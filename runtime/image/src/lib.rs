@@ -20,7 +20,6 @@
 
 #![forbid(unsafe_code)]
 
-mod compile;
 mod config;
 mod content;
 mod detect;
@@ -36,11 +35,10 @@ mod rootfs;
 mod select;
 mod stored;
 mod types;
-mod wasm;
 
-pub use compile::WasmCompiler;
 pub use error::{Error, Result};
 pub use images::{Images, Options};
+pub use knarr_guest::WasmCompiler;
 pub use types::{
     DiskUsage, HistoryEntry, Image, ImageConfig, ImageUser, Inspect, Loaded, Prefer, Progress,
     ProgressSender, Pruned, RemoveOptions, Removed,

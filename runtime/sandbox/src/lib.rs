@@ -46,6 +46,7 @@ mod launch;
 mod ops;
 mod options;
 mod overlay;
+mod peek;
 mod plan;
 mod seccomp;
 mod teller;
@@ -60,4 +61,5 @@ pub use container::{
 };
 pub use error::{Error, Failure};
 pub use options::{CreateOptions, INIT_ANNOTATION, Manner, RootfsMount, SECCOMP_ANNOTATION, Stdio};
+pub use peek::open_in_root;
 pub use user::{ResolvedUser, resolve_user};

@@ -30,7 +30,7 @@ use ttrpc::asynchronous::{Service, TtrpcContext};
 
 use crate::{
     error::{Error, Result},
-    metrics,
+    guest, metrics,
     process::Exit,
     publish::{Event, Publisher},
     stdio::Addresses,
@@ -50,6 +50,8 @@ pub(crate) struct Tasks {
     clients: TaskTracker,
     /// Where this shim is containerd's: the namespace, and who is told events.
     containerd: Option<(String, Publisher)>,
+    /// What runs containerd's Wasm programs; knarrd brings its own.
+    guests: Option<guest::Host>,
 }
 
 impl Tasks {
@@ -62,6 +64,7 @@ impl Tasks {
             shutdown: watch::Sender::new(false),
             clients: TaskTracker::new(),
             containerd: None,
+            guests: None,
         })
     }
 
@@ -78,6 +81,7 @@ impl Tasks {
             shutdown: watch::Sender::new(false),
             clients: TaskTracker::new(),
             containerd: Some((namespace.to_owned(), publisher)),
+            guests: Some(guest::Host::new()),
         })
     }
 
@@ -123,7 +127,7 @@ impl Tasks {
         lock(&self.tasks).get(id).cloned().ok_or_else(missing)
     }
 
-    fn create(&self, request: api::CreateTaskRequest) -> Result<u32> {
+    async fn create(&self, request: api::CreateTaskRequest) -> Result<u32> {
         if !request.checkpoint.is_empty() || !request.parent_checkpoint.is_empty() {
             return Err(no_checkpoint());
         }
@@ -131,9 +135,27 @@ impl Tasks {
             crate::containerd::accept(options)
                 .map_err(|error| Error::invalid(error.to_string()))?;
         }
+        let exists = || Error::exists(format!("task {} already exists", request.id));
+        if lock(&self.tasks).contains_key(&request.id) {
+            return Err(exists());
+        }
+        let rootfs: Vec<_> = request
+            .rootfs
+            .iter()
+            .map(|mount| RootfsMount {
+                kind: mount.type_.clone(),
+                source: mount.source.clone().into(),
+                options: mount.options.clone(),
+            })
+            .collect();
+        // May take a while, in which the pod's other containers are served.
+        let wasm = match &self.guests {
+            Some(host) => host.launch(Path::new(&request.bundle), &rootfs).await?,
+            None => None,
+        };
         let mut tasks = lock(&self.tasks);
         if tasks.contains_key(&request.id) {
-            return Err(Error::exists(format!("task {} already exists", request.id)));
+            return Err(exists());
         }
         let mut event = events::TaskCreate {
             container_id: request.id.clone(),
@@ -150,15 +172,6 @@ impl Tasks {
         if self.containerd.is_some() {
             event.rootfs.clone_from(&request.rootfs);
         }
-        let rootfs: Vec<_> = request
-            .rootfs
-            .into_iter()
-            .map(|mount| RootfsMount {
-                kind: mount.type_,
-                source: mount.source.into(),
-                options: mount.options,
-            })
-            .collect();
         let task = Task::create(NewTask {
             id: &request.id,
             bundle: Path::new(&request.bundle),
@@ -172,6 +185,7 @@ impl Tasks {
             socket: &self.socket,
             clients: &self.clients,
             containerd: self.containerd.as_ref(),
+            wasm: wasm.as_ref(),
         })?;
         let pid = task.init.pid();
         tasks.insert(request.id, task);
@@ -274,7 +288,7 @@ impl shim_async::Task for Api {
         _: &TtrpcContext,
         request: api::CreateTaskRequest,
     ) -> ttrpc::Result<api::CreateTaskResponse> {
-        let pid = self.0.create(request)?;
+        let pid = self.0.create(request).await?;
         Ok(api::CreateTaskResponse { pid, ..Default::default() })
     }
 

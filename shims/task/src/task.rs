@@ -32,7 +32,7 @@ use containerd_shim_protos::events::task as events;
 use jiff::Timestamp;
 use knarr_model::{
     Signal,
-    task::{ExitRecord, InitRecord, TaskStats, WASM_ANNOTATION},
+    task::{ExitRecord, InitRecord, TaskStats, WASM_ANNOTATION, WasmLaunch},
 };
 use knarr_sandbox::{Child, Container, CreateOptions, Created, RootfsMount};
 use oci_spec::runtime as oci;
@@ -69,6 +69,8 @@ pub(crate) struct NewTask<'a> {
     pub(crate) clients: &'a TaskTracker,
     /// containerd's namespace, and who tells it of ends; none with knarrd.
     pub(crate) containerd: Option<&'a (String, Publisher)>,
+    /// What containerd's container is as a Wasm program; knarrd says it in the specification.
+    pub(crate) wasm: Option<&'a WasmLaunch>,
 }
 
 /// One task.
@@ -113,7 +115,7 @@ impl Task {
         let mut spec = oci::Spec::load(&config)
             .map_err(|error| Error::invalid(format!("load {}: {error}", config.display())))?;
         if new.containerd.is_some() {
-            guest::dispatch(&mut spec)?;
+            guest::adopt(&mut spec, new.wasm)?;
         }
         let size = spec.process().as_ref().and_then(|process| process.console_size());
         let wasm = spec.annotations().as_ref().is_some_and(|all| all.contains_key(WASM_ANNOTATION));

@@ -21,7 +21,11 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("knarr-state", &["knarr-model"]),
     ("knarr-store", &["knarr-model"]),
     ("knarr-registry", &["knarr-model"]),
-    ("knarr-image", &["knarr-model", "knarr-registry", "knarr-state", "knarr-store"]),
+    ("knarr-guest", &["knarr-model"]),
+    (
+        "knarr-image",
+        &["knarr-guest", "knarr-model", "knarr-registry", "knarr-state", "knarr-store"],
+    ),
     ("knarr-network", &["knarr-model", "knarr-state", "knarr-sys"]),
     ("knarr-volume", &["knarr-model", "knarr-state", "knarr-sys"]),
     (
@@ -63,7 +67,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "knarr-sys",
         ],
     ),
-    ("containerd-shim-knarr-v1", &["knarr-model", "knarr-sandbox", "knarr-sys"]),
+    ("containerd-shim-knarr-v1", &["knarr-guest", "knarr-model", "knarr-sandbox", "knarr-sys"]),
     ("knarr-oci", &["knarr-model", "knarr-sandbox"]),
     ("knarr-example-backend", &[]),
     ("knarr-harness", &[]),

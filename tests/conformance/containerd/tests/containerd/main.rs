@@ -8,3 +8,4 @@ mod pods;
 mod streams;
 mod support;
 mod survival;
+mod wasm;

@@ -104,6 +104,8 @@ impl Containerd {
             .arg(self.path("config.toml"))
             .args(["-l", "debug"])
             .env("PATH", format!("{}:{path}", bin_dir().display()))
+            // Shims inherit it: the code of Wasm programs is kept there.
+            .env("KNARR_DATA_ROOT", self.path("data"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)

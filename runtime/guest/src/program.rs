@@ -30,20 +30,43 @@ const NAMES_MAX: usize = 1000;
 
 /// What the first bytes of a file say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Magic {
+pub enum Magic {
+    /// A core module.
     Module,
+    /// A component.
     Component,
     /// `\0asm` of a version that is neither.
     UnknownWasm,
+    /// A native executable.
     Elf,
     /// Code compiled ahead by wasmtime: never taken from an image.
     Precompiled,
+    /// `#!`.
     Script,
+    /// Anything else.
     Other,
 }
 
+impl Magic {
+    /// For messages: `an ELF executable`.
+    pub fn shown(self) -> &'static str {
+        match self {
+            Self::Module => "a Wasm module",
+            Self::Component => "a Wasm component",
+            Self::UnknownWasm => "a Wasm binary of an unknown version",
+            Self::Elf => "an ELF executable",
+            Self::Precompiled => "precompiled Wasm",
+            Self::Script => "a script",
+            Self::Other => "neither Wasm nor ELF",
+        }
+    }
+}
+
 /// Looks at a file's first bytes, and at the sections of an ELF file.
-pub(crate) fn magic(file: &File) -> std::io::Result<Magic> {
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn magic(file: &File) -> std::io::Result<Magic> {
     let mut start = [0u8; 64];
     let mut have = 0;
     while have < start.len() {
@@ -102,31 +125,41 @@ fn precompiled(file: &File, header: &[u8; 64]) -> std::io::Result<bool> {
 
 /// A program that Knarr runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Program {
-    pub(crate) abi: WasmAbi,
+pub struct Program {
+    /// How it is called.
+    pub abi: WasmAbi,
     /// The digest of its bytes.
-    pub(crate) module: Digest,
+    pub module: Digest,
     /// What it is, for people: `a core module importing wasi_snapshot_preview1`.
-    pub(crate) description: String,
+    pub description: String,
 }
 
 /// What a program imports and exports, at its outermost level.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Interface {
-    pub(crate) component: bool,
-    pub(crate) imports: Vec<String>,
-    pub(crate) exports: Vec<String>,
+pub struct Interface {
+    /// Not a core module.
+    pub component: bool,
+    /// `module.name`, or a component's interfaces.
+    pub imports: Vec<String>,
+    /// Functions, or a component's interfaces.
+    pub exports: Vec<String>,
 }
 
 /// Reads a program and decides how it is called; `shown` names it in messages.
-pub(crate) fn inspect(file: &mut File, shown: &str) -> Result<Program> {
+///
+/// # Errors
+/// See the module.
+pub fn inspect(file: &mut File, shown: &str) -> Result<Program> {
     let (abi, description) = decide(&interface(file, shown)?, shown)?;
     let module = hash(file).map_err(|e| Error::Internal(format!("read {shown}: {e}")))?;
     Ok(Program { abi, module, description })
 }
 
 /// Reads what a program imports and exports.
-pub(crate) fn interface(file: &File, shown: &str) -> Result<Interface> {
+///
+/// # Errors
+/// See the module.
+pub fn interface(file: &File, shown: &str) -> Result<Interface> {
     let failed = |e: std::io::Error| Error::Internal(format!("read {shown}: {e}"));
     let size = file.metadata().map_err(failed)?.len();
     if size > PROGRAM_MAX {

@@ -1,14 +1,15 @@
 //! Compiling Wasm ahead of time, in a child process of its own.
 //!
 //! ```text
-//!   module's file ─▶ stdin  knarr-wasm compile  stdout ─▶ wasm/<host>/.new-… ─ flush, rename ─▶ <module>.cwasm
+//!   module's file ─▶ stdin  knarr-wasm compile  stdout ─▶ a nameless file ─ flush, link ─▶ wasm/<host>/<module>.cwasm
 //! ```
 //!
 //! `<host>` is what `knarr-wasm fingerprint` answers: a hash of wasmtime's
 //! version, the CPU's features and the configuration. Another host program or
 //! another CPU has another directory, so code is never loaded that was made for
 //! something else; what is missing is compiled when it is asked for. Only this
-//! module writes here, and never from an image's bytes as they are.
+//! module writes here, and never from an image's bytes as they are. knarrd and
+//! containerd's shims share the directory: a lock on it lets one compile at a time.
 //!
 //! **How it fails.** The child limits its own CPU time and memory; one that is
 //! killed for it, or takes longer than [`TIME_MAX`], is `compile limit`. What
@@ -17,7 +18,13 @@
 use std::{
     fs::File,
     io::{Read, Seek, SeekFrom},
-    os::unix::{fs::MetadataExt, process::ExitStatusExt},
+    os::{
+        fd::AsRawFd,
+        unix::{
+            fs::{DirBuilderExt, MetadataExt},
+            process::ExitStatusExt,
+        },
+    },
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     sync::{Mutex, PoisonError},
@@ -25,6 +32,7 @@ use std::{
 };
 
 use knarr_model::Digest;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use sha2::{Digest as _, Sha256};
 use tokio::{io::AsyncReadExt, process::Command, sync::Semaphore};
 
@@ -45,7 +53,7 @@ pub struct WasmCompiler {
 
 /// The cache of compiled code.
 #[derive(Debug)]
-pub(crate) struct Compiler {
+pub struct Compiler {
     program: PathBuf,
     /// `<data root>/wasm`.
     cache: PathBuf,
@@ -57,7 +65,8 @@ pub(crate) struct Compiler {
 }
 
 impl Compiler {
-    pub(crate) fn new(compiler: WasmCompiler, data_root: &Path) -> Self {
+    /// The cache beneath a data root.
+    pub fn new(compiler: WasmCompiler, data_root: &Path) -> Self {
         Self {
             program: compiler.program,
             cache: data_root.join("wasm"),
@@ -67,42 +76,41 @@ impl Compiler {
     }
 
     /// Where a module's code is for this host, whether it is there or not.
-    pub(crate) async fn path(&self, module: &Digest) -> Result<PathBuf> {
+    ///
+    /// # Errors
+    /// When the host program does not answer.
+    pub async fn path(&self, module: &Digest) -> Result<PathBuf> {
         let host = self.fingerprint(module).await?;
         Ok(self.cache.join(host).join(format!("{}.cwasm", module.hex())))
     }
 
     /// Compiles a module whose bytes are `source`, unless its code is there.
-    pub(crate) async fn compile(&self, module: &Digest, source: File) -> Result<PathBuf> {
+    ///
+    /// # Errors
+    /// [`Error::Compile`], also for what the host failed at.
+    pub async fn compile(&self, module: &Digest, source: File) -> Result<PathBuf> {
         let target = self.path(module).await?;
         let _turn = self.turn.acquire().await;
         if target.exists() {
             return Ok(target);
         }
         let failed = |why: String| Error::Compile { module: *module, why };
-        let module_copy = *module;
-        let (source, output, temporary) = {
-            let target = target.clone();
-            tokio::task::spawn_blocking(move || prepare(&module_copy, source, &target))
+        let prepared = {
+            let (target, module) = (target.clone(), *module);
+            tokio::task::spawn_blocking(move || prepare(&module, source, &target))
                 .await
                 .map_err(|e| failed(e.to_string()))?
                 .map_err(|e| failed(e.to_string()))?
         };
-        let outcome = self.run(source, &output).await.map_err(failed);
-        let finished = {
-            let (temporary, target) = (temporary.clone(), target.clone());
-            match outcome {
-                Ok(()) => tokio::task::spawn_blocking(move || finish(&output, &temporary, &target))
-                    .await
-                    .map_err(|e| failed(e.to_string()))?
-                    .map_err(|e| failed(e.to_string())),
-                Err(e) => Err(e),
-            }
-        };
-        if finished.is_err() {
-            let _ = std::fs::remove_file(&temporary);
-        }
-        finished.map(|()| target)
+        let Some((source, output, lock)) = prepared else { return Ok(target) };
+        self.run(source, &output).await.map_err(failed)?;
+        let path = target.clone();
+        tokio::task::spawn_blocking(move || finish(&output, &path))
+            .await
+            .map_err(|e| failed(e.to_string()))?
+            .map_err(|e| failed(e.to_string()))?;
+        drop(lock);
+        Ok(target)
     }
 
     async fn run(&self, source: File, output: &File) -> std::result::Result<(), String> {
@@ -186,12 +194,13 @@ fn ended(status: ExitStatus) -> std::result::Result<(), String> {
     }
 }
 
-/// Checks that the bytes are still the module's and opens the output.
+/// Takes the cache's lock, checks that the bytes are still the module's and opens
+/// the output; none where somebody else has compiled it meanwhile.
 fn prepare(
     module: &Digest,
     mut source: File,
     target: &Path,
-) -> std::io::Result<(File, File, PathBuf)> {
+) -> std::io::Result<Option<(File, File, File)>> {
     source.seek(SeekFrom::Start(0))?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 128 * 1024];
@@ -206,18 +215,24 @@ fn prepare(
     }
     source.seek(SeekFrom::Start(0))?;
     let directory = target.parent().unwrap_or(Path::new("/"));
-    std::fs::create_dir_all(directory)?;
-    // One turn at a time: nobody else uses this name; a crash's leftover is overwritten.
-    let temporary = directory.join(".new");
-    let output = File::options().write(true).create(true).truncate(true).open(&temporary)?;
-    Ok((source, output, temporary))
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    let lock = File::open(directory)?;
+    lock.lock()?;
+    if target.exists() {
+        return Ok(None);
+    }
+    // Without a name until it is whole: a crash leaves nothing.
+    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    let output = File::from(rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR)?);
+    Ok(Some((source, output, lock)))
 }
 
-fn finish(output: &File, temporary: &Path, target: &Path) -> std::io::Result<()> {
+fn finish(output: &File, target: &Path) -> std::io::Result<()> {
     if output.metadata()?.len() == 0 {
         return Err(std::io::Error::other("the compiler wrote nothing"));
     }
     output.sync_data()?;
-    std::fs::rename(temporary, target)?;
+    let nameless = format!("/proc/self/fd/{}", output.as_raw_fd());
+    rustix::fs::linkat(CWD, nameless, CWD, target, AtFlags::SYMLINK_FOLLOW)?;
     File::open(target.parent().unwrap_or(Path::new("/")))?.sync_all()
 }

@@ -1,0 +1,59 @@
+//! What a Wasm program is, and its code compiled ahead.
+//!
+//! ```text
+//!   bytes ─▶ magic ─▶ interface ─▶ how it is called (WasmAbi)
+//!     └──────▶ digest ─▶ <cache>/<host>/<digest>.cwasm, compiled where it is missing
+//! ```
+//!
+//! Both the engine's images and containerd's containers come through here, so they
+//! share the decision and the cache: whatever process compiled a program first, the
+//! others find its code.
+//!
+//! **How it fails.** [`Error`] says whether the program or the host is to blame;
+//! nothing half-compiled is ever seen under a program's name.
+
+#![forbid(unsafe_code)]
+
+mod compile;
+mod program;
+
+use knarr_model::Digest;
+
+pub use compile::{Compiler, WasmCompiler};
+pub use program::{Interface, Magic, Program, inspect, interface, magic};
+
+/// What this room answers.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a program cannot be run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Its bytes break a rule.
+    #[error("invalid {what}: {why}")]
+    Invalid {
+        /// Which program.
+        what: String,
+        /// Which rule.
+        why: String,
+    },
+    /// Something that Knarr does not run, with the reason.
+    #[error("{0}")]
+    Unsupported(String),
+    /// Ahead-of-time compilation failed.
+    #[error("compile {module}: {why}")]
+    Compile {
+        /// The module's or component's digest.
+        module: Digest,
+        /// What the compiler said, or `compile limit`.
+        why: String,
+    },
+    /// The host failed.
+    #[error("internal: {0}")]
+    Internal(String),
+}
+
+impl Error {
+    pub(crate) fn invalid(what: impl Into<String>, why: impl Into<String>) -> Self {
+        Self::Invalid { what: what.into(), why: why.into() }
+    }
+}
