@@ -186,12 +186,6 @@ impl Engine {
         if workload.is_wasm() {
             refuse_for_wasm(spec)?;
         }
-        if matches!(spec.ipc_mode, NamespaceMode::Container(_)) {
-            warnings.push(
-                "the IPC namespace is shared, but /dev/shm is the container's own: POSIX shared memory does not cross"
-                    .into(),
-            );
-        }
         Ok(())
     }
 

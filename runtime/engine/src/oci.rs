@@ -607,11 +607,14 @@ fn mounts(input: &Input<'_>) -> Value {
             json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": [access, "nosuid", "noexec", "nodev"]}),
             json!({"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": ["nosuid", "noexec", "nodev"]}),
         ];
-        if input.places.ipc == Place::Host {
-            own.push(json!({"destination": "/dev/shm", "type": "bind", "source": "/dev/shm", "options": ["rbind", "rprivate"]}));
-        } else {
-            let size = format!("size={shm_size}");
-            own.push(json!({"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["nosuid", "noexec", "nodev", "mode=1777", size]}));
+        match &input.places.ipc {
+            Place::Host => own.push(json!({"destination": "/dev/shm", "type": "bind", "source": "/dev/shm", "options": ["rbind", "rprivate"]})),
+            // POSIX shared memory crosses with the namespace: the other's own mount.
+            Place::Of(namespace) if let Some(source) = shm_of(namespace) => own.push(json!({"destination": "/dev/shm", "type": "bind", "source": source, "options": ["bind", "rprivate", "nosuid", "noexec", "nodev"]})),
+            Place::Of(_) | Place::New => {
+                let size = format!("size={shm_size}");
+                own.push(json!({"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["nosuid", "noexec", "nodev", "mode=1777", size]}));
+            }
         }
         if input.places.ipc == Place::Host {
             // The host's own queues, as far as its namespace has them mounted.
@@ -635,6 +638,12 @@ fn mounts(input: &Input<'_>) -> Value {
     }
     list.extend(input.mounts.iter().map(user_mount));
     list.into()
+}
+
+/// `/proc/PID/root/dev/shm` for `/proc/PID/ns/ipc`.
+fn shm_of(namespace: &Path) -> Option<PathBuf> {
+    let process = namespace.parent()?.parent()?;
+    Some(process.join("root/dev/shm"))
 }
 
 fn user_mount(mount: &ResolvedMount) -> Value {

@@ -11,7 +11,7 @@ use std::{
 use knarr_sys::{MountAttr, mount_setattr};
 use oci_spec::runtime::Spec;
 use rustix::{
-    fs::{MemfdFlags, SealFlags},
+    fs::{MemfdFlags, Mode, OFlags, SealFlags},
     io::Errno,
     mount::{
         FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create,
@@ -100,7 +100,10 @@ pub(crate) fn bind(wish: &Bind) -> Result<OwnedFd, Error> {
         |errno: Errno| Error::system(format_args!("bind {}", wish.source.display()), errno);
     let deep = if wish.recursive { OpenTreeFlags::AT_RECURSIVE } else { OpenTreeFlags::empty() };
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | deep;
-    let mount = open_tree(rustix::fs::CWD, &wish.source, flags).map_err(failed)?;
+    let mount = match container_path(&wish.source) {
+        Some((namespace, inside)) => of_container(&namespace, &inside, flags).map_err(failed)?,
+        None => open_tree(rustix::fs::CWD, &wish.source, flags).map_err(failed)?,
+    };
     let (propagation, everywhere) = wish.propagation;
     let attr = |(set, clear), propagation| MountAttr::new(set, clear, propagation);
     let nothing = MountAttr::default();
@@ -120,6 +123,30 @@ pub(crate) fn bind(wish: &Bind) -> Result<OwnedFd, Error> {
         }
     }
     Ok(mount)
+}
+
+/// The mount namespace and the path in it of `/proc/PID/root/…`.
+fn container_path(source: &Path) -> Option<(PathBuf, PathBuf)> {
+    let mut words = source.strip_prefix("/proc").ok()?.components();
+    let process = Path::new("/proc").join(words.next()?);
+    let rest = words.as_path().strip_prefix("root").ok()?;
+    Some((process.join("ns/mnt"), Path::new("/").join(rest)))
+}
+
+/// A detached copy of a mount of another container's. The kernel clones mounts of
+/// the caller's own namespace only: a thread goes there, and ends.
+fn of_container(namespace: &Path, path: &Path, flags: OpenTreeFlags) -> Result<OwnedFd, Errno> {
+    use nix::sched::{CloneFlags, setns, unshare};
+    let namespace = rustix::fs::open(namespace, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let errno = |errno: nix::errno::Errno| Errno::from_raw_os_error(errno as i32);
+    let work = || {
+        // The thread's own view of the filesystem, which joining needs.
+        unshare(CloneFlags::CLONE_FS).map_err(errno)?;
+        setns(&namespace, CloneFlags::CLONE_NEWNS).map_err(errno)?;
+        // What lies there is the other container's: no link of its leads on.
+        open_tree(rustix::fs::CWD, path, flags | OpenTreeFlags::AT_SYMLINK_NOFOLLOW)
+    };
+    std::thread::scope(|scope| scope.spawn(work).join()).unwrap_or(Err(Errno::IO))
 }
 
 /// Sharing is for the host to grant.

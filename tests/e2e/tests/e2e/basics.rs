@@ -262,3 +262,18 @@ fn restart_policies_apply() {
     world.knarr(&["stop", "-t", "0", "two"]).ok();
     assert_eq!(world.knarr(&["inspect", "two", "--format", "{{.State.Status}}"]).ok(), "exited");
 }
+
+#[test]
+fn a_shared_ipc_namespace_comes_with_its_shared_memory() {
+    let world = world();
+    let run = |flags: &[&str], words: &[&str]| {
+        world.knarr(&[&["run"], flags, &["busybox"], words].concat())
+    };
+    run(&["-d", "--name", "one", "--ipc", "shareable"], &["sleep", "1000"]).ok();
+    world.knarr(&["exec", "one", "sh", "-c", "echo grain > /dev/shm/cargo"]).ok();
+    let joined = ["--rm", "--ipc", "container:one"];
+    assert_eq!(run(&joined, &["cat", "/dev/shm/cargo"]).ok(), "grain");
+    run(&joined, &["sh", "-c", "echo back > /dev/shm/answer"]).ok();
+    assert_eq!(world.knarr(&["exec", "one", "cat", "/dev/shm/answer"]).ok(), "back");
+    assert_eq!(run(&["--rm"], &["ls", "/dev/shm"]).ok(), "", "others have their own");
+}
