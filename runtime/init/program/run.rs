@@ -8,7 +8,7 @@ use crate::{
     reaper,
     root::Root,
     socket, terminal,
-    wire::{Frame, List, Op, Reader},
+    wire::{Frame, List, Op, SOCKET_FD, Reader},
 };
 
 /// What operations leave for later ones.
@@ -35,6 +35,9 @@ pub fn run() -> ! {
         }
     };
     let _ = socket::say(Frame { kind: Frame::ERROR, op: index, errno });
+    // Until the parent has heard it: somebody may be at work in our namespaces,
+    // and would report that they are gone instead of why.
+    let _ = socket::await_go();
     exit(255)
 }
 
@@ -81,6 +84,8 @@ impl Launch {
                 socket::say(Frame { kind: Frame::READY, op: index, errno: 0 })?;
                 socket::await_go()
             }
+            Op::ReadyAhead {} => socket::say(Frame { kind: Frame::READY, op: index, errno: 0 }),
+            Op::KeepSocket {} => sys!(FCNTL, SOCKET_FD, 2 /* F_SETFD */, 0).map(drop),
             Op::Terminal { rows, cols, uid, console } => {
                 terminal::open_pair(root, index, rows, cols, uid, console)
             }

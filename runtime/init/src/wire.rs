@@ -441,6 +441,11 @@ ops! {
         /// The group's `tasks` (v1), opened for writing.
         fd: Fd
     }
+    /// Says that everything is ready and goes on: the program itself waits to be
+    /// told, on the socket that [`Op::KeepSocket`] leaves it.
+    ReadyAhead = 53 {}
+    /// Lets the program inherit the socket. After [`Op::CloseFrom`].
+    KeepSocket = 54 {}
     /// Sets the execution domain.
     Personality = 39 {
         /// See personality(2).

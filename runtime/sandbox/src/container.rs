@@ -170,7 +170,7 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
         _ => None,
     })?;
     if let Some(hooks) = hooks.as_ref().filter(|hooks| hooks.holds()) {
-        launched.await_ready(&ops)?;
+        launched.await_hold(&ops)?;
         let pid = Some(launched.child.pid());
         hooks.run(Moment::Prestart, pid, None)?;
         hooks.run(Moment::CreateRuntime, pid, None)?;
@@ -178,7 +178,9 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
         hooks.run(Moment::CreateContainer, pid, Some((&launched.child, kinds)))?;
         launched.go()?;
     }
-    launched.await_ready(&ops)?;
+    if !(manner.hasty && hooks.is_none() && terminal.is_none() && !tunes_interfaces(linux)) {
+        launched.await_ready(&ops)?;
+    }
     let console = launched.console().or(host_console);
 
     undo.child = None;
@@ -206,6 +208,12 @@ fn unmount_root(spec: &Spec, bundle: &Path) {
     {
         let _ = rustix::mount::unmount(&path, rustix::mount::UnmountFlags::DETACH);
     }
+}
+
+/// Whether a sysctl is about interfaces: it must be there before them.
+fn tunes_interfaces(linux: &oci_spec::runtime::Linux) -> bool {
+    let per_interface = |name: &String| name.contains(".conf.") || name.contains(".neigh.");
+    linux.sysctl().as_ref().is_some_and(|all| all.keys().any(per_interface))
 }
 
 /// Where its control group is.
@@ -343,8 +351,13 @@ impl Container {
             Some(hooks) => hooks.run(moment, Some(self.init.pid()), inside),
             None => Ok(()),
         };
+        launched.await_ready(ops)?;
         hook(Moment::StartContainer, Some((&self.init, self.kinds)))?;
-        launched.go()?;
+        if ops.begins_by_itself() {
+            launched.go_ahead();
+        } else {
+            launched.go()?;
+        }
         launched.await_exec_telling(ops, self.teller.as_deref())?;
         hook(Moment::Poststart, None)
     }

@@ -63,6 +63,8 @@ pub(crate) struct Launched {
     pub(crate) child: Child,
     socket: OwnedFd,
     console: Option<OwnedFd>,
+    /// Everything before "go" is done.
+    ready: bool,
 }
 
 /// Where the child is born.
@@ -112,7 +114,7 @@ pub(crate) fn launch(birth: &Birth<'_>, stdio: &Stdio) -> Result<Launched, Error
         Errno::NOSPC => Error::system("make namespaces (too many of them)", errno),
         errno => Error::system("start a process (clone3)", errno),
     })?;
-    Ok(Launched { child: Child::new(pid, pidfd), socket: ours, console: None })
+    Ok(Launched { child: Child::new(pid, pidfd), socket: ours, console: None, ready: false })
 }
 
 /// A thread of its own joins the pid namespace, so that the child is born in it
@@ -146,7 +148,7 @@ impl Launched {
             set_socket_timeout(&socket, direction, Some(PATIENCE))
                 .map_err(|errno| Error::system("set a socket's timeout", errno))?;
         }
-        Ok(Self { child, socket, console: None })
+        Ok(Self { child, socket, console: None, ready: true })
     }
 
     /// Opens what the launch wishes for and sends it. `given` are the
@@ -210,8 +212,17 @@ impl Launched {
         }
     }
 
-    /// Waits until everything before "go" is done.
+    /// Waits until everything before "go" is done; at once where it is known to be.
     pub(crate) fn await_ready(&mut self, ops: &Ops) -> Result<(), Error> {
+        if !self.ready {
+            self.await_hold(ops)?;
+            self.ready = true;
+        }
+        Ok(())
+    }
+
+    /// Waits until it waits for the first of two times.
+    pub(crate) fn await_hold(&mut self, ops: &Ops) -> Result<(), Error> {
         match self.receive()? {
             Some(frame) if frame.kind == Frame::READY => Ok(()),
             Some(frame) => Err(self.failed(ops, frame)),
@@ -222,6 +233,12 @@ impl Launched {
     /// Lets it go on.
     pub(crate) fn go(&self) -> Result<(), Error> {
         self.send_all(&[1])
+    }
+
+    /// Lets a program go on that waits for it itself. It may have ended before:
+    /// its exit code says why.
+    pub(crate) fn go_ahead(&self) {
+        let _ = rustix::net::send(&self.socket, &[1], SendFlags::NOSIGNAL);
     }
 
     /// Waits until it has become the program.

@@ -101,6 +101,11 @@ impl Ops {
         std::iter::from_fn(move || Op::decode(&mut reader))
     }
 
+    /// Whether the program itself waits to be told to go on.
+    pub(crate) fn begins_by_itself(&self) -> bool {
+        self.iter().any(|op| matches!(op, Op::ReadyAhead {}))
+    }
+
     /// What a descriptor was to be.
     pub(crate) fn wished(&self, fd: Fd) -> Option<&Wish> {
         self.wishes.get(fd.0 as usize)

@@ -49,6 +49,10 @@ pub struct Manner {
     pub foreign: bool,
     /// It keeps its maker's session keyring.
     pub no_new_keyring: bool,
+    /// `create` returns while the first process still prepares, where nobody
+    /// could tell: its network can be made meanwhile. What goes wrong there is
+    /// an error of [`Created::start`](crate::Created::start).
+    pub hasty: bool,
 }
 
 /// A mount of the root filesystem, in containerd's form.

@@ -31,6 +31,9 @@ pub(crate) struct Launch {
     /// Working directory.
     #[serde(default = "slash")]
     cwd: PathBuf,
+    /// The socket on which the guest's start is awaited, where it is.
+    #[serde(default)]
+    pub(crate) gate: Option<i32>,
     /// Where guest paths are found. Tests have theirs elsewhere.
     #[serde(default = "rootfs")]
     root: PathBuf,

@@ -62,6 +62,23 @@ fn adopt(number: i32, what: &str) -> Result<File> {
     Ok(File::from(unsafe { OwnedFd::from_raw_fd(number) }))
 }
 
+/// What keeps the guest from starting before its network is there.
+pub(crate) struct Gate(Option<File>);
+
+impl Gate {
+    /// Adopts the socket, where the launch names one.
+    pub(crate) fn take(number: Option<i32>) -> Result<Self> {
+        Ok(Self(number.map(|number| adopt(number, "the gate")).transpose()?))
+    }
+
+    /// Waits until the guest may start. The socket's end tells the engine that
+    /// it has.
+    pub(crate) fn wait(self) -> Result<()> {
+        let Some(mut socket) = self.0 else { return Ok(()) };
+        socket.read_exact(&mut [0]).context("nobody says that the program may start")
+    }
+}
+
 /// Code that was compiled ahead.
 pub(crate) struct Code(File);
 

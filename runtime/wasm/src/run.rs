@@ -14,7 +14,7 @@ use crate::{
     engine::{self, Kind},
     grants::{Files, Grants, Launch, Stdin},
     guest::{Budget, Guest, Limits},
-    inherited::{Code, Inherited},
+    inherited::{Code, Gate, Inherited},
     outgoing::Outgoing,
     signals,
 };
@@ -32,14 +32,15 @@ pub(crate) fn run() -> Result<u8> {
     let launch = Launch::parse(&text)?;
     let budget = Budget::new(launch.launch.memory);
     let abi = launch.launch.abi;
+    let gate = Gate::take(launch.gate)?;
     let grants = launch.grants(Files::Here, Stdin::Inherited)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the event loop")?;
     let ended = match abi {
-        WasmAbi::Preview1Command => runtime.block_on(module(code, &grants, &budget)),
-        WasmAbi::ComponentCommand => runtime.block_on(component(code, &grants, &budget)),
+        WasmAbi::Preview1Command => runtime.block_on(module(code, gate, &grants, &budget)),
+        WasmAbi::ComponentCommand => runtime.block_on(component(code, gate, &grants, &budget)),
         WasmAbi::HttpProxy => wasmtime::bail!("an HTTP component is served, not run"),
     };
     // A file call that never returns must not hold up the end.
@@ -52,7 +53,12 @@ struct Preview1 {
     limits: Limits,
 }
 
-async fn module(code: Code, grants: &Grants, budget: &std::sync::Arc<Budget>) -> Result<u8> {
+async fn module(
+    code: Code,
+    gate: Gate,
+    grants: &Grants,
+    budget: &std::sync::Arc<Budget>,
+) -> Result<u8> {
     let engine = engine::running(Kind::Module, None)?;
     let module = code.module(&engine)?;
     let mut linker: Linker<Preview1> = Linker::new(&engine);
@@ -66,6 +72,7 @@ async fn module(code: Code, grants: &Grants, budget: &std::sync::Arc<Budget>) ->
     let wasi = grants.preview1()?.build_p1();
     let mut store = Store::new(&engine, Preview1 { wasi, limits: Limits::new(budget) });
     store.limiter(|state| &mut state.limits);
+    gate.wait()?;
     let start = async {
         let instance = linker.instantiate_async(&mut store, &module).await?;
         instance.get_typed_func::<(), ()>(&mut store, "_start")
@@ -80,7 +87,12 @@ async fn module(code: Code, grants: &Grants, budget: &std::sync::Arc<Budget>) ->
     })
 }
 
-async fn component(code: Code, grants: &Grants, budget: &std::sync::Arc<Budget>) -> Result<u8> {
+async fn component(
+    code: Code,
+    gate: Gate,
+    grants: &Grants,
+    budget: &std::sync::Arc<Budget>,
+) -> Result<u8> {
     let engine = engine::running(Kind::Component, None)?;
     let component = code.component(&engine)?;
     let linker = linker(&engine)?;
@@ -90,6 +102,7 @@ async fn component(code: Code, grants: &Grants, budget: &std::sync::Arc<Budget>)
     store.limiter(|guest| &mut guest.limits);
     // Nothing shares the process: no turns to take, and signals end it.
     store.set_epoch_deadline(u64::MAX / 2);
+    gate.wait()?;
     let command =
         wasmtime_wasi::p2::bindings::Command::instantiate_async(&mut store, &component, &linker);
     let command = match command.await {

@@ -53,7 +53,7 @@ use crate::{
     engine::{self, Kind},
     grants::{Files, Grants, Launch, Stdin},
     guest::{Budget, Guest, Limits},
-    inherited::{Code, Inherited},
+    inherited::{Code, Gate, Inherited},
     outgoing::Outgoing,
     run, signals,
 };
@@ -93,6 +93,7 @@ pub(crate) fn serve() -> Result<u8> {
     let (text, code) = inherited.launch()?;
     let launch = Launch::parse(&text)?;
     let budget = Budget::new(launch.launch.memory);
+    let gate = Gate::take(launch.gate)?;
     let Some(network) = launch.launch.network.clone() else {
         wasmtime::bail!("an HTTP component without a network cannot be reached");
     };
@@ -113,6 +114,7 @@ pub(crate) fn serve() -> Result<u8> {
         .enable_all()
         .build()
         .context("cannot start the event loop")?;
+    gate.wait()?;
     let ended = runtime.block_on(listen(server, &network.listen_tcp, stopping));
     runtime.shutdown_background();
     ended.map(|()| 0)

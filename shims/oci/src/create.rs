@@ -129,6 +129,7 @@ fn make(
         inherited,
         no_pivot: verb.flags.has("no-pivot"),
         no_new_keyring: verb.flags.has("no-new-keyring"),
+        hasty: false,
     };
     let options = CreateOptions {
         id: &home.id,

@@ -34,7 +34,7 @@ use knarr_model::{
     Signal,
     task::{ExitRecord, InitRecord, TaskStats, WASM_ANNOTATION, WasmLaunch},
 };
-use knarr_sandbox::{Child, Container, CreateOptions, Created, RootfsMount};
+use knarr_sandbox::{Child, Container, CreateOptions, Created, Manner, RootfsMount};
 use oci_spec::runtime as oci;
 use tokio::{net::UnixListener, time::timeout};
 use tokio_util::task::TaskTracker;
@@ -121,13 +121,17 @@ impl Task {
         let wasm = spec.annotations().as_ref().is_some_and(|all| all.contains_key(WASM_ANNOTATION));
         let owner = new.containerd.map(|(namespace, _)| Owner { namespace, id: new.id });
         let init = Process::new("", new.addresses, None, box_size(size), owner)?;
-        let mut created = knarr_sandbox::create(CreateOptions {
+        let options = CreateOptions {
             id: new.id,
             bundle: new.bundle,
             spec: &spec,
             rootfs: new.rootfs,
             stdio: init.stdio()?,
-        })?;
+        };
+        // To knarrd, which makes the network between the two, an error of create
+        // and one of start are the same; containerd's clients tell them apart.
+        let manner = Manner { hasty: new.containerd.is_none(), ..Manner::default() };
+        let mut created = knarr_sandbox::create_with(options, manner)?;
         let child = created.container().init().clone();
         init.started(child.clone(), created.console())?;
         let record = InitRecord {

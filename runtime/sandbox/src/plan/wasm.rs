@@ -12,7 +12,7 @@
 
 use std::path::{Path, PathBuf};
 
-use knarr_init::wire::Op;
+use knarr_init::wire::{Op, SOCKET_FD};
 use knarr_model::{
     WasmAbi,
     task::{WASM_ANNOTATION, WasmLaunch},
@@ -37,6 +37,9 @@ struct Message<'a> {
     env: &'a [String],
     cwd: &'a Path,
     terminal: bool,
+    /// The socket on which it is told to begin: the host program is started
+    /// ahead, so that it is ready when the network is.
+    gate: Option<i32>,
 }
 
 /// Files of `/etc` that the jail has.
@@ -65,6 +68,7 @@ pub(super) fn create(
         env: process.env().as_deref().unwrap_or_default(),
         cwd: process.cwd(),
         terminal: context.terminal.is_some(),
+        gate: (!context.style.listens).then_some(SOCKET_FD),
     });
     let message = message.map_err(|error| Error::system("encode the wasm launch", error))?;
     if context.style.inherited > 0 {
@@ -98,11 +102,18 @@ pub(super) fn create(
         ops.push(Op::ControllingTerminal {});
     }
     steps::limits(&mut ops, process)?;
-    context.style.ready(&mut ops);
+    if context.style.listens {
+        context.style.ready(&mut ops);
+    } else {
+        ops.push(Op::ReadyAhead {});
+    }
 
     let mut bare = process.clone();
     bare.set_capabilities(None).set_no_new_privileges(Some(true));
     steps::drop_privileges(&mut ops, &bare, context, 2)?;
+    if !context.style.listens {
+        ops.push(Op::KeepSocket {});
+    }
     let verb = match launch.abi {
         WasmAbi::HttpProxy => "serve",
         WasmAbi::Preview1Command | WasmAbi::ComponentCommand => "run",
