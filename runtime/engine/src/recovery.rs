@@ -19,6 +19,7 @@ use std::{
     fs::File,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, RwLock},
+    time::{Duration, Instant},
 };
 
 use futures_util::StreamExt;
@@ -448,6 +449,10 @@ impl Engine {
     }
 }
 
+/// A child that an engine was starting when it was killed has the lock until it
+/// executes its program.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+
 /// One engine for one root.
 fn lock(root: &Path) -> Result<File> {
     let path = root.join("lock");
@@ -457,19 +462,20 @@ fn lock(root: &Path) -> Result<File> {
         .write(true)
         .open(&path)
         .map_err(|error| Error::io(format!("open {}", path.display()), error))?;
-    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(
-        |_| {
-            Error::new(
-                knarr_model::ErrorKind::Unavailable,
-                match std::fs::read_to_string(&path) {
-                    Ok(pid) if !pid.is_empty() => {
-                        format!("another knarrd (process {}) uses {}", pid.trim(), root.display())
-                    }
-                    _ => format!("another knarrd uses {}", root.display()),
-                },
-            )
-        },
-    )?;
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    let exclusive = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+    while rustix::fs::flock(&file, exclusive).is_err() {
+        if Instant::now() >= deadline {
+            let text = match std::fs::read_to_string(&path) {
+                Ok(pid) if !pid.is_empty() => {
+                    format!("another knarrd (process {}) uses {}", pid.trim(), root.display())
+                }
+                _ => format!("another knarrd uses {}", root.display()),
+            };
+            return Err(Error::new(knarr_model::ErrorKind::Unavailable, text));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
     // For whoever comes second; the lock alone decides.
     let _ = file.set_len(0);
     let _ = rustix::io::write(&file, std::process::id().to_string().as_bytes());
