@@ -53,6 +53,8 @@ struct Pull<'a> {
     reference: &'a Reference,
     auth: &'a Auth,
     report: &'a Report,
+    /// Shared by those who write content; whoever has it alone knows that nobody does.
+    writers: Arc<tokio::sync::RwLock<()>>,
 }
 
 pub(crate) async fn pull(
@@ -62,7 +64,7 @@ pub(crate) async fn pull(
     auth: &Auth,
     report: &Report,
 ) -> Result<Image> {
-    let pull = Pull { inner, reference, auth, report };
+    let pull = Pull { inner, reference, auth, report, writers: Arc::default() };
     let title = reference.tag().map_or_else(|| reference.tag_or_digest(), str::to_owned);
     let resolved = pull.resolve(platform).await?;
     report.say(title, format!("Pulling from {}", reference.path())).await;
@@ -74,6 +76,9 @@ pub(crate) async fn pull(
         Err(error) => {
             // Wrong content is not kept; a broken transfer is.
             if error.is_content() {
+                // Other layers may be under way to the disk: what they write must not
+                // come behind the sweep.
+                drop(pull.writers.write().await);
                 lease.end()?;
                 inner.sweep_quietly().await;
             }
@@ -254,8 +259,9 @@ impl Pull<'_> {
         }
         if store.has_blob(&descriptor.digest) {
             let (store, digest) = (Arc::clone(store), descriptor.digest);
+            let writing = Arc::clone(&self.writers).read_owned().await;
             return blocking(move || {
-                let _claim = claim;
+                let (_claim, _writing) = (claim, writing);
                 if let Some(want) = unpacking {
                     unpack_blob(&store, &digest, want)?.publish()?;
                 }
@@ -292,8 +298,9 @@ impl Pull<'_> {
         let bar = self.report.bar(&descriptor.digest, descriptor.size);
         let tee = Tee { ingest, feed: Feed::new(pieces), bar, failed: None };
         let claim = Arc::clone(claim);
+        let writing = Arc::clone(&self.writers).read_owned().await;
         let landing = tokio::task::spawn_blocking(move || {
-            let _claim = claim;
+            let (_claim, _writing) = (claim, writing);
             land(&store, tee, unpacking)
         });
         let sent = self.send(descriptor, offset, sender).await;
