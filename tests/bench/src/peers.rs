@@ -18,7 +18,12 @@ pub struct Peer {
     program: String,
     prefix: Vec<String>,
     daemon: Option<Child>,
+    /// What takes its containers away.
+    end: &'static [&'static [&'static str]],
 }
+
+/// Docker's and Podman's.
+const REMOVE: &[&[&str]] = &[&["rm", "-f", "bench", "again"]];
 
 impl Peer {
     /// A command of this peer.
@@ -43,7 +48,9 @@ impl Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        let _ = self.succeed(&["rm", "-f", "bench", "again"]);
+        for command in self.end {
+            let _ = self.succeed(command);
+        }
         if let Some(daemon) = &mut self.daemon {
             let _ = Command::new("kill").arg(daemon.id().to_string()).status();
             let _ = daemon.wait();
@@ -110,6 +117,7 @@ pub fn docker(world: &World, busybox: &[u8]) -> Result<Peer> {
         program: "docker".into(),
         prefix: vec!["-H".into(), host.clone()],
         daemon: None,
+        end: REMOVE,
     };
     let mut command = Command::new(dockerd);
     command.arg("--data-root").arg(root.join("data")).arg("--exec-root").arg(root.join("run"));
@@ -129,7 +137,17 @@ pub fn podman(world: &World, busybox: &[u8]) -> Result<Peer> {
     let path = |name: &str| root.join(name).to_string_lossy().into_owned();
     let peer = Peer {
         name: "podman".into(),
-        commands: docker_like(),
+        commands: vec![
+            (
+                "run --rm true",
+                words(
+                    "run --rm --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 busybox:latest true",
+                ),
+            ),
+            ("exec true", words("exec bench true")),
+            ("start -a", words("start -a again")),
+            ("ps", words("ps")),
+        ],
         program,
         prefix: [
             "--root",
@@ -144,10 +162,15 @@ pub fn podman(world: &World, busybox: &[u8]) -> Result<Peer> {
         .map(str::to_owned)
         .into(),
         daemon: None,
+        end: REMOVE,
     };
     peer.succeed(&["load", "-i", &archive(world, busybox)?])?;
-    peer.succeed(&["run", "-d", "--name", "bench", "busybox:latest", "sleep", "100000"])?;
-    peer.succeed(&["create", "--name", "again", "busybox:latest", "true"])?;
+    // Its default raises limits, which not every machine allows.
+    let limited = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024", "busybox:latest"];
+    peer.succeed(
+        &[&["run", "-d", "--name", "bench"], &limited[..], &["sleep", "100000"]].concat(),
+    )?;
+    peer.succeed(&[&["create", "--name", "again"], &limited[..], &["true"]].concat())?;
     Ok(peer)
 }
 
@@ -174,6 +197,7 @@ pub fn containerd(world: &World, busybox: &[u8]) -> Result<Peer> {
         program: "ctr".into(),
         prefix: vec!["--address".into(), socket],
         daemon: None,
+        end: &[&["task", "rm", "-f", "bench"], &["container", "rm", "bench"]],
     };
     for (_, command) in &mut peer.commands {
         // ctr wants a name for each; the same one may come again after the end.
