@@ -403,14 +403,25 @@ fn platform_warning(spec: &ContainerSpec, workload: &Workload) -> Option<String>
     })
 }
 
-/// Supplementary groups are numbers so far: a name is refused, not left out.
+/// Supplementary groups are numbers, or names of the image's group file, where
+/// a name has no colon and no comma.
 fn check_groups(spec: &ContainerSpec) -> Result<()> {
-    match spec.group_add.iter().find(|group| group.parse::<u32>().is_err()) {
-        None => Ok(()),
-        Some(name) => Err(Error::not_supported(format!(
-            "unable to add group {name}: names are not supported\n\nhint: give its number in the image's /etc/group"
-        ))),
+    for group in &spec.group_add {
+        let digits = group.strip_prefix('-').unwrap_or(group);
+        let number = !digits.is_empty() && digits.bytes().all(|c| c.is_ascii_digit());
+        if number && group.parse::<u32>().is_ok_and(|gid| i32::try_from(gid).is_ok()) {
+            continue;
+        }
+        if number {
+            return Err(Error::invalid(format!(
+                "unable to add group {group}: uids and gids must be in range 0-2147483647"
+            )));
+        }
+        if group.is_empty() || group.contains([':', ',', '\n']) {
+            return Err(Error::invalid(format!("unable to add group {group:?}: not a name")));
+        }
     }
+    Ok(())
 }
 
 /// Docker's limits (moby `daemon/daemon_unix.go` `verifyPlatformContainerResources`).

@@ -507,15 +507,37 @@ impl Engine {
         Ok(())
     }
 
+    /// Tells that a container came into a network with its start, or left it.
+    pub(crate) fn tell_endpoint(
+        &self,
+        endpoint: &knarr_network::Endpoint,
+        action: &str,
+        container: &ContainerId,
+    ) {
+        let of = (endpoint.network_name.as_str(), endpoint.driver.as_str());
+        self.tell_of_network(endpoint.row.network.as_str(), of, action, Some(container));
+    }
+
     fn tell_network(&self, network: &Network, action: &str, container: Option<&ContainerId>) {
+        let of = (network.row.name.as_str(), network.row.driver.as_str());
+        self.tell_of_network(network.row.id.as_str(), of, action, container);
+    }
+
+    fn tell_of_network(
+        &self,
+        id: &str,
+        (name, driver): (&str, &str),
+        action: &str,
+        container: Option<&ContainerId>,
+    ) {
         let mut attributes = BTreeMap::from([
-            ("name".to_owned(), network.row.name.clone()),
-            ("type".to_owned(), network.row.driver.clone()),
+            ("name".to_owned(), name.to_owned()),
+            ("type".to_owned(), driver.to_owned()),
         ]);
         if let Some(container) = container {
             attributes.insert("container".to_owned(), container.to_string());
         }
-        self.0.events.publish("network", action, network.row.id.as_str(), attributes);
+        self.0.events.publish("network", action, id, attributes);
     }
 
     /// Creates a volume, or answers the one of that name.

@@ -16,7 +16,7 @@ use std::{
 
 use knarr_model::{
     ContainerSpec, NamespaceMode, Propagation, Resources, SeccompChoice,
-    task::{WASM_ANNOTATION, WasmLaunch},
+    task::{GROUPS_ANNOTATION, WASM_ANNOTATION, WasmLaunch},
 };
 use serde_json::{Map, Value, json};
 
@@ -243,6 +243,15 @@ pub(crate) fn generate(input: &Input<'_>) -> Result<Value> {
                 linux["seccomp"] = seccomp::parse(text, &held, input.host.kernel)?;
             }
         }
+        let named: Vec<&str> = spec
+            .group_add
+            .iter()
+            .map(String::as_str)
+            .filter(|group| group.parse::<u32>().is_err())
+            .collect();
+        if !named.is_empty() {
+            annotations.insert(GROUPS_ANNOTATION.into(), named.join(",").into());
+        }
         if spec.init {
             annotations.insert(INIT_ANNOTATION.into(), "true".into());
         }
@@ -310,7 +319,7 @@ fn process(input: &Input<'_>, capabilities: &[String]) -> Result<Value> {
 }
 
 /// The user as the sandbox resolves it in the container's own files; numbers of
-/// supplementary groups beside it.
+/// supplementary groups beside it. Their names are an annotation's.
 pub(crate) fn user(user: Option<&str>, groups: &[String]) -> Value {
     let numbers: Vec<u32> = groups.iter().filter_map(|group| group.parse().ok()).collect();
     let mut value = json!({"uid": 0, "gid": 0});

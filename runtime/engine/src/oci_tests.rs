@@ -186,6 +186,7 @@ fn r15_another_user_has_capabilities_in_the_bounding_set_only() {
     let process = &document["process"];
     assert_eq!(process["user"]["username"], "1000:1000");
     assert_eq!(process["user"]["additionalGids"], json!([20]));
+    assert_eq!(document["annotations"]["dev.knarr.groups"], "audio");
     assert_eq!(words(&process["capabilities"]["bounding"]).len(), 14);
     assert!(words(&process["capabilities"]["effective"]).is_empty());
 }

@@ -425,6 +425,7 @@ impl Engine {
                     dns: &spec.dns,
                 })
                 .map_err(Error::from_room)?;
+            self.tell_endpoint(&endpoint, "connect", &container.id);
             endpoints.push(endpoint);
         }
         let bindings = bindings(spec);

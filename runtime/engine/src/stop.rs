@@ -368,16 +368,19 @@ impl Engine {
 
     /// Addresses, names and ports are free again.
     pub(crate) async fn network_gone(&self, container: &Container) -> Result<()> {
-        {
+        let endpoints = {
             let mut facts = container.facts();
-            facts.endpoints.clear();
             facts.ports.clear();
-        }
+            std::mem::take(&mut facts.endpoints)
+        };
         let networks = self.0.networks.clone();
         let id = container.id.clone();
         let outcome = tokio::task::spawn_blocking(move || networks.detach(&id))
             .await
             .map_err(|error| Error::internal(format!("detach: {error}")))?;
+        for endpoint in &endpoints {
+            self.tell_endpoint(endpoint, "disconnect", &container.id);
+        }
         let _ = failpoint::hit("exit.network");
         outcome.map_err(Error::from_room)
     }

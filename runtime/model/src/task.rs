@@ -24,6 +24,10 @@ use crate::WasmAbi;
 /// annotations of images never reach the specification (RELIABILITY R18).
 pub const WASM_ANNOTATION: &str = "dev.knarr.wasm";
 
+/// Annotation with names of supplementary groups, separated by commas, that the
+/// sandbox looks up in the container's own `/etc/group`, for execs too.
+pub const GROUPS_ANNOTATION: &str = "dev.knarr.groups";
+
 /// `stdout` and `stderr` of a task whose output the shim writes to log files
 /// itself: the value is a [`LogTarget`] as JSON behind this prefix.
 pub const LOG_SCHEME: &str = "knarr-log:";

@@ -40,12 +40,12 @@ pub enum Error {
     #[error("could not find plugin {0} in v1 plugin registry: plugin not found")]
     Driver(String),
     /// Containers are attached.
-    #[error("error while removing network: network {name} id {id} has active endpoints")]
+    #[error("error while removing network: network {name} has active endpoints ({})", .users.join(", "))]
     ActiveEndpoints {
         /// The network's name.
         name: String,
-        /// Its id.
-        id: String,
+        /// The containers.
+        users: Vec<String>,
     },
     /// The subnet is in use here or on the host.
     #[error("Pool overlaps with other one on this address space")]

@@ -57,8 +57,16 @@ impl Networks {
         if is_predefined(&row.name) {
             return Err(Error::Predefined(row.name));
         }
-        if !inner.db.endpoints_in(&row.id)?.is_empty() {
-            return Err(Error::ActiveEndpoints { name: row.name, id: row.id.to_string() });
+        let users = || -> Result<Vec<String>> {
+            let endpoints = inner.db.endpoints_in(&row.id)?;
+            Ok(endpoints
+                .iter()
+                .map(|own| format!("name:{:?} id:{:?}", own.name, own.container.short()))
+                .collect())
+        };
+        let now = users()?;
+        if !now.is_empty() {
+            return Err(Error::ActiveEndpoints { name: row.name, users: now });
         }
         // The bridge first, the row last: what is left behind by a crash is a
         // row, which makes the bridge again.
@@ -68,7 +76,7 @@ impl Networks {
                 .map_err(Error::kernel(format!("remove bridge {name} of network {}", row.name)))?;
         }
         if !inner.db.delete_network(&row.id)? {
-            return Err(Error::ActiveEndpoints { name: row.name, id: row.id.to_string() });
+            return Err(Error::ActiveEndpoints { users: users()?, name: row.name });
         }
         inner.refresh_filter()?;
         Ok(row.id)

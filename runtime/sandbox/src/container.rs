@@ -8,7 +8,7 @@ use std::{
 
 use knarr_model::{
     Signal,
-    task::{InterfaceStats, TaskStats},
+    task::{GROUPS_ANNOTATION, InterfaceStats, TaskStats},
 };
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 use rustix::fs::{Mode, OFlags};
@@ -44,6 +44,8 @@ pub struct Container {
     seccomp: seccomp::Choice,
     /// CLONE_NEW* bits that an exec joins.
     kinds: u32,
+    /// Supplementary groups by name, which every process has.
+    groups: Vec<String>,
     wasm: bool,
     hooks: Option<Box<Hooks>>,
     teller: Option<Box<Teller>>,
@@ -120,7 +122,8 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
     let placed = holds || namespaces.shares_mounts;
     let place = placed.then(|| wishes::root_path(spec, bundle)).transpose()?;
     let root = wishes::root(rootfs, spec, bundle)?;
-    let identity = identity(Some(root.as_fd()), process)?;
+    let groups = group_names(spec);
+    let identity = identity(Some(root.as_fd()), process, &groups)?;
     let ops = plan::create(
         spec,
         &Context {
@@ -193,6 +196,7 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
         filter,
         seccomp,
         kinds: exec_kinds(&namespaces),
+        groups,
         wasm,
         hooks,
         teller: Teller::of(spec, id, bundle),
@@ -240,10 +244,24 @@ fn terminal(stdio: &Stdio) -> Option<(u16, u16)> {
     }
 }
 
+/// Supplementary groups that the engine knows by name only.
+fn group_names(spec: &Spec) -> Vec<String> {
+    let names = annotation(spec, GROUPS_ANNOTATION);
+    names.map(|names| names.split(',').map(str::to_owned).collect()).unwrap_or_default()
+}
+
 /// Who a process is: by name where the specification has one.
-fn identity(root: Option<BorrowedFd<'_>>, process: &Process) -> Result<Identity, Error> {
+fn identity(
+    root: Option<BorrowedFd<'_>>,
+    process: &Process,
+    groups: &[String],
+) -> Result<Identity, Error> {
     let user = process.user();
-    let additional = user.additional_gids().as_deref().unwrap_or_default();
+    let mut additional = user.additional_gids().clone().unwrap_or_default();
+    if let Some(root) = root {
+        additional.extend(user::groups(root, groups)?);
+    }
+    let additional = &additional[..];
     match (user.username().as_deref().filter(|name| !name.is_empty()), root) {
         (Some(name), Some(root)) => user::resolve(root, name, additional),
         (Some(_), None) => {
@@ -331,6 +349,7 @@ impl Container {
             filter: None,
             seccomp: seccomp::Choice::of(spec)?,
             kinds: exec_kinds(&Namespaces::of(spec)?),
+            groups: group_names(spec),
             wasm: plan::is_wasm(spec),
             hooks: Hooks::of(spec, id, bundle)?,
             teller: Teller::of(spec, id, bundle),
@@ -404,7 +423,7 @@ impl Container {
                 format!("Container {} is paused, unpause the container before exec", self.id);
             return Err(Error::new(Failure::Gone, text));
         }
-        let identity = identity(Some(root.as_fd()), process)?;
+        let identity = identity(Some(root.as_fd()), process, &self.groups)?;
         let filter = self.seccomp.filter_again(process, self.filter.as_ref())?;
         let ops = plan::exec(
             process,

@@ -2,13 +2,12 @@
 //!
 //! Each layer is a parameter of its own, so neither their number nor the sum of
 //! their lengths is limited. Kernels before 6.7 know one parameter of at most a
-//! page only: there a thread mounts the overlay in a mount namespace of its own,
-//! with short names for the layers, and takes a detached copy along.
+//! page only: they are served by [`knarr_sys::Overlay`].
 
 use std::{
     io,
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
     path::{Path, PathBuf},
@@ -16,21 +15,17 @@ use std::{
 };
 
 use knarr_sys::MountAttr;
-use nix::{
-    mount::MsFlags,
-    sched::{CloneFlags, unshare},
-};
 use rustix::{
     fs::{Mode, OFlags},
     io::Errno,
     mount::{
-        FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_fd,
-        fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, open_tree,
+        FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_fd,
+        fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
     },
 };
 
 use crate::{
-    Error, Failure,
+    Error,
     error::describe,
     wishes::{bind, empty, plain},
 };
@@ -59,7 +54,7 @@ pub(crate) fn mount(options: &[String]) -> Result<OwnedFd, Error> {
         }
     }
     if !takes_parameters() {
-        return mount_elsewhere(layers, &rest, upper, attributes);
+        return mount_elsewhere(layers, &rest, attributes);
     }
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
         .map_err(|errno| Error::system("overlay", errno))?;
@@ -89,7 +84,7 @@ pub(crate) fn mount(options: &[String]) -> Result<OwnedFd, Error> {
             Ok(()) => {}
             // Before Linux 6.7 there was no such parameter.
             Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
-                return mount_elsewhere(layers, &rest, upper, attributes);
+                return mount_elsewhere(layers, &rest, attributes);
             }
             Err(error) => return Err(overlay_error(context, dir, error)),
         }
@@ -111,74 +106,33 @@ fn takes_parameters() -> bool {
     })
 }
 
-/// The way of older kernels: a thread with a mount namespace of its own.
-///
-/// Layers are opened in there: overlayfs takes none of another mount namespace.
-/// Their names are descriptors' numbers, so that hundreds of them fit in a page.
+/// The way of older kernels.
 fn mount_elsewhere(
     layers: &str,
     rest: &[&str],
-    upper: bool,
     attributes: MountAttrFlags,
 ) -> Result<OwnedFd, Error> {
-    let work = || -> Result<OwnedFd, Error> {
-        let failed = |errno: nix::Error| Error::system("mount overlay", io::Error::from(errno));
-        let refused = |errno: Errno| Error::system("mount overlay", errno);
-        // The thread's own view of the filesystem; it ends with the thread.
-        unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).map_err(failed)?;
-        let nothing = None::<&str>;
-        nix::mount::mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing)
-            .map_err(failed)?;
-        let mut open = Vec::new();
-        let data = page_of_options(layers, rest, &mut open)?;
-        // What is made here is seen by nobody else; the first directory is for
-        // mount points where there is no writable layer.
-        nix::mount::mount(Some("tmpfs"), "/dev", Some("tmpfs"), MsFlags::empty(), nothing)
-            .map_err(failed)?;
-        for dir in ["/dev/upper", "/dev/work", "/dev/merged"] {
-            rustix::fs::mkdir(dir, 0o755.into()).map_err(refused)?;
-        }
-        let scratch = if upper { "" } else { ",upperdir=/dev/upper,workdir=/dev/work" };
-        let data = data + scratch;
-        rustix::process::chdir("/proc/thread-self/fd").map_err(refused)?;
-        let kind = Some("overlay");
-        nix::mount::mount(kind, "/dev/merged", kind, MsFlags::empty(), Some(data.as_str()))
-            .map_err(failed)?;
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let merged = open_tree(rustix::fs::CWD, "/dev/merged", flags).map_err(refused)?;
-        let attr = MountAttr::new(u64::from(attributes.bits()), 0, 1 << 18 /* MS_PRIVATE */);
-        knarr_sys::mount_setattr(merged.as_fd(), false, &attr).map_err(refused)?;
-        Ok(merged)
+    let of = |name: &str| {
+        rest.iter().find_map(|option| option.strip_prefix(name)?.strip_prefix('=')).map(Path::new)
     };
-    match std::thread::scope(|scope| scope.spawn(work).join()) {
-        Ok(mounted) => mounted,
-        Err(_) => Err(Error::new(Failure::System, "the mounting thread panicked")),
-    }
-}
-
-/// Overlayfs's options as mount(2) takes them, with directories named as in
-/// `/proc/thread-self/fd`; `open` holds them.
-fn page_of_options(layers: &str, rest: &[&str], open: &mut Vec<OwnedFd>) -> Result<String, Error> {
-    let mut short = |dir: &str| -> Result<String, Error> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = rustix::fs::open(dir, flags, Mode::empty())
-            .map_err(|errno| Error::system(format_args!("mount overlay: open {dir}"), errno))?;
-        let name = fd.as_raw_fd().to_string();
-        open.push(fd);
-        Ok(name)
+    let overlay = knarr_sys::Overlay {
+        layers: layers.split(':').map(Path::new).collect(),
+        upper: of("upperdir").zip(of("workdir")),
+        scratch: true,
+        options: rest
+            .iter()
+            .copied()
+            .filter(|option| !option.starts_with("upperdir=") && !option.starts_with("workdir="))
+            .collect(),
+        attributes: attributes.bits().into(),
     };
-    let dirs = layers.split(':').map(&mut short).collect::<Result<Vec<_>, _>>()?;
-    let mut data = format!("lowerdir={}", dirs.join(":"));
-    for option in rest {
-        data.push(',');
-        match option.split_once('=') {
-            Some((name @ ("upperdir" | "workdir"), dir)) => {
-                data.push_str(&format!("{name}={}", short(dir)?));
-            }
-            _ => data.push_str(option),
+    overlay.mount().map_err(|error| match error.layer {
+        Some(layer) => {
+            let what = format!("mount overlay: open {}", layer.display());
+            Error::system(what, error.errno)
         }
-    }
-    Ok(data)
+        None => Error::system("mount overlay", error.errno),
+    })
 }
 
 /// A writable layer in memory; none before Linux 6.13, which takes no
@@ -259,17 +213,13 @@ mod tests {
     }
 
     #[test]
-    fn i18_five_hundred_layers_are_mounted_on_older_kernels() {
+    fn i18_older_kernels_mount_the_same() {
         let dir = tempfile::tempdir().expect("tempdir");
         let (lower, writable) = layers(dir.path());
         let rest: Vec<&str> = writable.iter().map(String::as_str).collect();
         let nodev = MountAttrFlags::MOUNT_ATTR_NODEV;
-        all_are_there(&mount_elsewhere(&lower, &rest, true, nodev).expect("overlay"));
-        // Without a writable layer mount points can be made all the same.
-        let one = lower.split(':').next().expect("a layer");
-        let mount = mount_elsewhere(one, &[], false, nodev).expect("overlay");
-        rustix::fs::mkdirat(&mount, "proc", 0o755.into()).expect("a mount point");
-        let error = mount_elsewhere("/nonexistent-a", &[], false, nodev).expect_err("no layer");
+        all_are_there(&mount_elsewhere(&lower, &rest, nodev).expect("overlay"));
+        let error = mount_elsewhere("/nonexistent-a", &[], nodev).expect_err("no layer");
         assert!(error.to_string().contains("nonexistent"), "{error}");
     }
 

@@ -72,14 +72,7 @@ pub(crate) fn resolve(
     let text = read(root, "etc/group")?;
     let gid = match &group {
         Some(Name::Number(gid)) => *gid,
-        Some(Name::Text(name)) => {
-            let found = text.lines().filter_map(group_line).find(|(known, ..)| known == name);
-            found.map(|(_, gid, _)| gid).ok_or_else(|| {
-                let text =
-                    format!("unable to find group {name}: no matching entries in group file");
-                Error::new(Failure::InvalidSpec, text)
-            })?
-        }
+        Some(Name::Text(name)) => self::group(&text, name)?,
         None => entry.as_ref().map_or(0, |entry| entry.gid),
     };
     let mut groups = vec![gid];
@@ -97,6 +90,24 @@ pub(crate) fn resolve(
     groups.truncate(MAX_GROUPS);
     let home = entry.map(|entry| entry.home).filter(|home| home.starts_with('/'));
     Ok(Identity { uid, gid, groups, home })
+}
+
+/// The numbers of groups by their names.
+pub(crate) fn groups(root: BorrowedFd<'_>, names: &[String]) -> Result<Vec<u32>, Error> {
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    let text = read(root, "etc/group")?;
+    names.iter().map(|name| group(&text, name)).collect()
+}
+
+fn group(text: &str, name: &str) -> Result<u32, Error> {
+    let found = text.lines().filter_map(group_line).find(|(known, ..)| *known == name);
+    found.map(|(_, gid, _)| gid).ok_or_else(|| {
+        // Docker's words.
+        let text = format!("unable to find group {name}: no matching entries in group file");
+        Error::new(Failure::InvalidSpec, text)
+    })
 }
 
 /// Numbers as they are, with the home that the container's files have for them.

@@ -6,8 +6,10 @@
 
 mod bpf;
 mod mount;
+mod overlay;
 mod process;
 
 pub use bpf::{BpfInstruction, attach_device_filter, load_device_filter};
 pub use mount::{MountAttr, mount_setattr};
+pub use overlay::{Overlay, OverlayError};
 pub use process::{Launch, close_on_exec, launch, pidfd_send_signal, spawn_with};

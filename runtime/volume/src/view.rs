@@ -5,10 +5,11 @@
 
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
+use knarr_sys::Overlay;
 use rustix::{
     fs::{CWD, Mode, OFlags, ResolveFlags, openat2},
     io::Errno,
@@ -30,8 +31,7 @@ impl LayeredView {
     /// Joins layer directories, the topmost first.
     ///
     /// # Errors
-    /// When the kernel cannot; it needs the mount API with `lowerdir+`
-    /// (Linux 6.8) for more than about fifteen layers.
+    /// When the kernel cannot.
     pub fn open(layers: &[PathBuf]) -> Result<Self> {
         let root = match layers {
             [] => Err(io::Error::from(io::ErrorKind::InvalidInput)),
@@ -86,33 +86,23 @@ pub fn open_beneath(root: BorrowedFd<'_>, subpath: &Path) -> Result<OwnedFd> {
 }
 
 fn overlay(layers: &[PathBuf]) -> io::Result<OwnedFd> {
-    let context = || fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC);
-    let mut fs = context()?;
+    let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     let added = layers.iter().try_for_each(|layer| fsconfig_set_string(&fs, "lowerdir+", layer));
-    match added {
-        Ok(()) => {}
-        // Before Linux 6.8 there is only the joined form, and fsconfig takes
-        // 255 bytes of it: the layers are named by descriptor to keep it short.
-        Err(Errno::INVAL) => {
-            fs = context()?;
-            let open =
-                layers.iter().map(|layer| open_dir(layer)).collect::<io::Result<Vec<_>>>()?;
-            let names: Vec<String> =
-                open.iter().map(|fd| format!("/proc/self/fd/{}", fd.as_raw_fd())).collect();
-            fsconfig_set_string(&fs, "lowerdir", names.join(":"))?;
-            fsconfig_create(&fs)?;
-            return mount(&fs);
+    // Linux 6.5 and 6.6 do not know the parameter. Older ones took any word and
+    // thought about it at the end.
+    let made = added.and_then(|()| fsconfig_create(&fs));
+    match made {
+        Err(Errno::INVAL) => Ok(Overlay {
+            layers: layers.iter().map(PathBuf::as_path).collect(),
+            attributes: ATTRIBUTES.bits().into(),
+            ..Overlay::default()
         }
-        Err(errno) => return Err(errno.into()),
+        .mount()?),
+        made => Ok(made.and_then(|()| fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, ATTRIBUTES))?),
     }
-    fsconfig_create(&fs)?;
-    mount(&fs)
 }
 
-fn mount(fs: &OwnedFd) -> io::Result<OwnedFd> {
-    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
-        | MountAttrFlags::MOUNT_ATTR_NODEV
-        | MountAttrFlags::MOUNT_ATTR_NOEXEC
-        | MountAttrFlags::MOUNT_ATTR_NOSUID;
-    Ok(fsmount(fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
-}
+const ATTRIBUTES: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_RDONLY
+    .union(MountAttrFlags::MOUNT_ATTR_NODEV)
+    .union(MountAttrFlags::MOUNT_ATTR_NOEXEC)
+    .union(MountAttrFlags::MOUNT_ATTR_NOSUID);

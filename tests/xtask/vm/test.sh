@@ -42,6 +42,8 @@ is "native runs" hello "$(knarr run --rm busybox echo hello)"
 has "wasm runs" hello "$(knarr run --rm hello)"
 has "a component runs" hello "$(knarr run --rm hello-component)"
 is "an image of many layers runs" 126 "$(knarr run --rm layers cat /last)"
+is "and fills a volume" 126 "$(knarr run --rm -v filled:/deep layers cat /deep/last)"
+is "groups by name" "0 2000" "$(knarr run --rm --group-add extra busybox id -G)"
 knarr run --rm busybox sh -c 'exit 7'; is "native exit code" 7 $?
 knarr run --rm hello exit 7; is "wasm exit code" 7 $?
 knarr run --rm busybox /none 2> /dev/null; is "what cannot be found" 127 $?

@@ -1,6 +1,6 @@
 //! The everyday verbs on native containers.
 
-use crate::world;
+use crate::{world, world_of_both};
 
 #[test]
 fn run_prints_what_the_program_prints() {
@@ -276,4 +276,24 @@ fn a_shared_ipc_namespace_comes_with_its_shared_memory() {
     run(&joined, &["sh", "-c", "echo back > /dev/shm/answer"]).ok();
     assert_eq!(world.knarr(&["exec", "one", "cat", "/dev/shm/answer"]).ok(), "back");
     assert_eq!(run(&["--rm"], &["ls", "/dev/shm"]).ok(), "", "others have their own");
+}
+
+#[test]
+fn supplementary_groups_have_names_and_numbers() {
+    let world = world_of_both();
+    let groups = ["--group-add", "extra", "--group-add", "77"];
+    let run = |image: &[&str]| world.knarr(&[&["run", "--rm"], &groups[..], image].concat());
+    assert_eq!(run(&["busybox", "id", "-G"]).ok(), "0 77 2000");
+    assert_eq!(run(&["-u", "1000", "busybox", "id", "-G"]).ok(), "1000 77 2000");
+    world
+        .knarr(
+            &[&["run", "-d", "--name", "one"], &groups[..], &["busybox", "sleep", "99"]].concat(),
+        )
+        .ok();
+    assert_eq!(world.knarr(&["exec", "one", "id", "-G"]).ok(), "0 77 2000");
+    let missing =
+        world.knarr(&["run", "--rm", "--group-add", "none", "busybox", "true"]).fails(125);
+    assert!(missing.contains("unable to find group none"), "{missing}");
+    let wasm = run(&["hello"]).fails(125);
+    assert!(wasm.contains("--group-add"), "{wasm}");
 }

@@ -1,7 +1,7 @@
 //! One network model for both kinds.
 
 use std::{
-    io::{Read as _, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpStream,
 };
 
@@ -196,4 +196,32 @@ fn both_kinds_reach_each_other_by_name() {
     let there_and_back = fetch(&world, "native", "http://web:8080/native").ok();
     assert!(there_and_back.contains("i-am-native"), "{there_and_back}");
     assert!(get("127.0.0.1:8081").contains("hello"));
+}
+
+#[test]
+fn what_holds_a_network_is_named_and_comings_and_goings_are_told() {
+    let world = world_of_both();
+    world.knarr(&["network", "create", "harbour"]).ok();
+    world
+        .knarr(&["run", "-d", "--name", "native", "--network", "harbour", "busybox", "sleep", "99"])
+        .ok();
+    world.knarr(&["run", "-d", "--name", "web", "--network", "harbour", "web"]).ok();
+    let refused = world.knarr(&["network", "rm", "harbour"]).fails(1);
+    assert!(refused.contains("has active endpoints"), "{refused}");
+    assert!(refused.contains("\"native\"") && refused.contains("\"web\""), "{refused}");
+    world.knarr(&["rm", "-f", "native", "web"]).ok();
+    world.knarr(&["network", "rm", "harbour"]).ok();
+    let mut events = world
+        .knarr_command(&["events", "--since", "0", "--filter", "type=network"])
+        .args(["--format", "{{.Action}} {{index .Actor.Attributes \"name\"}}"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(events.stdout.take().expect("piped")).lines();
+    for action in ["create", "connect", "connect", "disconnect", "disconnect", "destroy"] {
+        let wanted = format!("{action} harbour");
+        assert!(lines.any(|line| line.expect("text") == wanted), "{wanted}");
+    }
+    events.kill().unwrap();
+    events.wait().unwrap();
 }

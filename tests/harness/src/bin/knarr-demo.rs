@@ -32,10 +32,16 @@ fn main() -> Result<()> {
 fn archive(name: &str) -> Result<Vec<u8>> {
     let image = match name {
         "busybox" => ImageBuilder::busybox()?,
-        "layers" => (1..LAYERS)
-            .fold(ImageBuilder::busybox()?.named("layers:latest"), |image, at| {
-                image.next_layer().file("/last", at.to_string(), 0o644)
-            }),
+        "layers" => {
+            (1..LAYERS).fold(ImageBuilder::busybox()?.named("layers:latest"), |image, at| {
+                let number = at.to_string();
+                image.next_layer().file("/last", number.clone(), 0o644).file(
+                    "/deep/last",
+                    number,
+                    0o644,
+                )
+            })
+        }
         guest => ImageBuilder::wasm(&format!("{guest}:latest"), guest)?,
     };
     Ok(image.docker_archive())
