@@ -118,10 +118,16 @@ fn make(
     let size = spec.process().as_ref().and_then(|process| process.console_size());
     let size = size.map(|size| (size.height() as u16, size.width() as u16));
     let (inherited, listening) = global.inherited.take();
+    crate::wasm::adapt(&mut spec, dir)?;
     if listening > 0 {
         tell_of_sockets(&mut spec, listening);
     }
-    home.save_spec(text)?;
+    if spec.annotations() == bundle.spec.annotations() {
+        home.save_spec(text)?;
+    } else {
+        // What the sandbox was told is what later calls must know.
+        home.save_spec(&serde_json::to_vec(&spec)?)?;
+    }
     let manner = Manner {
         outlives: true,
         foreign: true,
@@ -160,7 +166,7 @@ fn make(
         bundle: dir.clone(),
         rootfs: rootfs(&spec, dir),
         created: jiff::Timestamp::now().to_string(),
-        annotations: spec.annotations().clone().unwrap_or_default(),
+        annotations: bundle.spec.annotations().clone().unwrap_or_default(),
         owner: rustix::process::getuid().as_raw(),
     };
     Ok(Made { created, record, terminal: ours })

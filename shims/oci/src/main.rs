@@ -30,6 +30,7 @@ mod spec;
 mod state;
 mod streams;
 mod update;
+mod wasm;
 
 use std::{cell::RefCell, io::Write, os::fd::OwnedFd, process::ExitCode};
 

@@ -213,12 +213,7 @@ fn native(
         let uid = context.identity.uid;
         ops.push(Op::Terminal { rows: rows.into(), cols: cols.into(), uid, console: own_dev });
     }
-    if style.late(namespaces) {
-        if style.holds {
-            ops.push(Op::Ready {});
-        }
-        ops.push(if style.stays(namespaces) { Op::Chroot {} } else { Op::Pivot {} });
-    }
+    let_go(&mut ops, style, namespaces);
     for path in linux.readonly_paths().iter().flatten() {
         ops.push(Op::ReadOnly { path: &container_path(Path::new(path))? });
     }
@@ -315,6 +310,16 @@ fn enter(
         ops.push(Op::EnterRoot { fd });
     }
     Ok(())
+}
+
+/// The host's mounts are needed no longer, where they were kept.
+fn let_go(ops: &mut Ops, style: &Style, namespaces: &Namespaces) {
+    if style.holds {
+        ops.push(Op::Ready {});
+    }
+    if style.late(namespaces) {
+        ops.push(if style.stays(namespaces) { Op::Chroot {} } else { Op::Pivot {} });
+    }
 }
 
 /// Offsets of the clocks of a time namespace, as the kernel takes them.

@@ -21,8 +21,8 @@ use oci_spec::runtime::{Process, Spec};
 use serde::Serialize;
 
 use super::{
-    Context, Namespaces, annotation, enter, join_cgroups, mounts, names, namespaces as kinds,
-    process as steps,
+    Context, Namespaces, annotation, enter, join_cgroups, let_go, mounts, names,
+    namespaces as kinds, process as steps,
 };
 use crate::{
     Error, Failure,
@@ -95,6 +95,7 @@ pub(super) fn create(
         ops.push(Op::ReadOnlyMount { path: c"/rootfs" });
     }
     names(&mut ops, spec, namespaces)?;
+    let_go(&mut ops, &context.style, namespaces);
     ops.push(Op::ReadOnlyMount { path: c"/" });
     ops.push(Op::Chdir { path: c"/", create: false });
     if context.terminal.is_some() {

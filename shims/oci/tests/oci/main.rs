@@ -2,8 +2,10 @@
 
 #![allow(missing_docs)]
 
+mod engines;
 mod hooks;
 mod life;
 mod specification;
 mod streams;
 mod support;
+mod wasm;
