@@ -26,13 +26,19 @@ for needed in "$rustc" "$libc/crt1-command.o" "$linkers/rust-lld"; do
     fi
 done
 
+# Nothing of the machine that builds them belongs in the guests.
+remaps="--remap-path-prefix=$(pwd)=/guests --remap-path-prefix=$("$rustc" --print sysroot)/lib/rustlib/src/rust=/rust"
+for crates in "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*; do
+    remaps="$remaps --remap-path-prefix=$crates=/crates"
+done
+
 # $1: guest, $2: what it is called in the end, $3: linker, the rest: its arguments
 build() {
     guest=$1 name=$2 linker=$3
     shift 3
     # The flag for a standard library of one's own is only known to nightly
     # compilers, or to those that are told to be one.
-    RUSTC_BOOTSTRAP=1 RUSTC=$rustc RUSTFLAGS= CARGO_TARGET_DIR=${GUEST_TARGET:-../target/guests} \
+    RUSTC_BOOTSTRAP=1 RUSTC=$rustc RUSTFLAGS=$remaps CARGO_TARGET_DIR=${GUEST_TARGET:-../target/guests} \
         CARGO_TARGET_WASM32_WASIP1_LINKER=$linkers/$linker \
         cargo rustc --quiet --release --locked -Zbuild-std=std,panic_abort \
         --target wasm32-wasip1 --package "$guest" --bin "$guest" -- \

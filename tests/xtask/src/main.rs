@@ -81,6 +81,7 @@ fn demo() -> Result<()> {
 
 fn test(rest: &[String]) -> Result<()> {
     prepare::packages(prepare::TESTS)?;
+    prepare::packages(prepare::GUESTS)?;
     prepare::nextest()?;
     // Tests of the whole run the programs themselves, not only the libraries.
     cargo(&["build", "--release", "--workspace"])?;
