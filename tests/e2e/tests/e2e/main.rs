@@ -7,7 +7,6 @@ mod crash;
 mod docker_client;
 mod ending;
 mod failpoints;
-mod guests;
 mod networks;
 mod real_images;
 mod registry;

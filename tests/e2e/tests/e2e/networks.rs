@@ -26,7 +26,7 @@ fn serve(world: &World, name: &str, flags: &[&str]) {
         .ok();
 }
 
-pub(crate) fn get(address: &str) -> String {
+fn get(address: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap_or_else(|e| panic!("{address}: {e}"));
     write!(stream, "GET / HTTP/1.0\r\n\r\n").unwrap();
     let mut answer = String::new();
