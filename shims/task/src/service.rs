@@ -57,15 +57,7 @@ pub(crate) struct Tasks {
 impl Tasks {
     /// No tasks yet.
     pub(crate) fn new(socket: PathBuf) -> Arc<Self> {
-        Arc::new(Self {
-            tasks: Mutex::default(),
-            socket,
-            count: watch::Sender::new(0),
-            shutdown: watch::Sender::new(false),
-            clients: TaskTracker::new(),
-            containerd: None,
-            guests: None,
-        })
+        Self::of(socket, None)
     }
 
     /// The same for containerd, which is told what happens.
@@ -74,14 +66,18 @@ impl Tasks {
         namespace: &str,
         publisher: Publisher,
     ) -> Arc<Self> {
+        Self::of(socket, Some((namespace.to_owned(), publisher)))
+    }
+
+    fn of(socket: PathBuf, containerd: Option<(String, Publisher)>) -> Arc<Self> {
         Arc::new(Self {
             tasks: Mutex::default(),
             socket,
             count: watch::Sender::new(0),
             shutdown: watch::Sender::new(false),
             clients: TaskTracker::new(),
-            containerd: Some((namespace.to_owned(), publisher)),
-            guests: Some(guest::Host::new()),
+            guests: containerd.is_some().then(guest::Host::new),
+            containerd,
         })
     }
 

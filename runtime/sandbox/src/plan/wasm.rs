@@ -62,13 +62,15 @@ pub(super) fn create(
     context: &Context<'_>,
 ) -> Result<Ops, Error> {
     let mut ops = Ops::default();
+    // Executed before its network is there, but where another process starts it.
+    let ahead = !context.style.listens;
     let message = serde_json::to_string(&Message {
         launch,
         args: process.args().as_deref().unwrap_or_default(),
         env: process.env().as_deref().unwrap_or_default(),
         cwd: process.cwd(),
         terminal: context.terminal.is_some(),
-        gate: (!context.style.listens).then_some(SOCKET_FD),
+        gate: ahead.then_some(SOCKET_FD),
     });
     let message = message.map_err(|error| Error::system("encode the wasm launch", error))?;
     if context.style.inherited > 0 {
@@ -103,16 +105,16 @@ pub(super) fn create(
         ops.push(Op::ControllingTerminal {});
     }
     steps::limits(&mut ops, process)?;
-    if context.style.listens {
-        context.style.ready(&mut ops);
-    } else {
+    if ahead {
         ops.push(Op::ReadyAhead {});
+    } else {
+        context.style.ready(&mut ops);
     }
 
     let mut bare = process.clone();
     bare.set_capabilities(None).set_no_new_privileges(Some(true));
     steps::drop_privileges(&mut ops, &bare, context, 2)?;
-    if !context.style.listens {
+    if ahead {
         ops.push(Op::KeepSocket {});
     }
     let verb = match launch.abi {

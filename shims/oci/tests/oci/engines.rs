@@ -71,14 +71,18 @@ is "$($E wait w1)" 0
 $E rm w1 >/dev/null
 "#;
 
-#[test]
-fn docker_runs_its_everyday_verbs_on_it() {
-    let start = r#"
+/// A `/run` and a loopback interface of its own, for either engine.
+const WORLD: &str = "\
 set -eux
 mount --make-rprivate /
 mount -t tmpfs tmpfs /run
 mkdir -p /run/lock
 ip link set lo up
+";
+
+#[test]
+fn docker_runs_its_everyday_verbs_on_it() {
+    let start = r#"
 export DOCKER_HOST=unix://$DIR/docker.sock KNARR_OCI_CACHE=$DIR/cache HOME=$DIR
 dockerd --iptables=false --ip6tables=false --bridge=none --data-root $DIR/data --exec-root $DIR/exec \
   --pidfile $DIR/dockerd.pid -H $DOCKER_HOST --add-runtime knarr=$OCI --cgroup-parent $GROUP >$DIR/log 2>&1 &
@@ -90,17 +94,12 @@ tar -C $DIR/wasm -c . | docker import --change 'ENTRYPOINT ["/hello.wasm"]' - he
 E=docker
 RUN="docker run --runtime knarr --network none"
 "#;
-    in_a_world("dockerd", &format!("{start}{VERBS}"));
+    in_a_world("dockerd", &format!("{WORLD}{start}{VERBS}"));
 }
 
 #[test]
 fn podman_runs_its_everyday_verbs_on_it() {
     let start = r#"
-set -eux
-mount --make-rprivate /
-mount -t tmpfs tmpfs /run
-mkdir -p /run/lock
-ip link set lo up
 export KNARR_OCI_CACHE=$DIR/cache HOME=$DIR
 E="podman --root $DIR/store --runroot $DIR/runroot --tmpdir $DIR/tmp --runtime $OCI --cgroup-manager cgroupfs --events-backend file"
 tar -C $DIR/rootfs -c . | $E import - bb >/dev/null 2>&1
@@ -108,5 +107,5 @@ tar -C $DIR/wasm -c . | $E import --change 'ENTRYPOINT ["/hello.wasm"]' - hello 
 RUN="$E run --network none --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 --cgroup-parent $GROUP"
 trap '$E rm -af -t 0 >/dev/null 2>&1 || true; umount -l $DIR/store/overlay 2>/dev/null || true' EXIT
 "#;
-    in_a_world("podman", &format!("{start}{VERBS}"));
+    in_a_world("podman", &format!("{WORLD}{start}{VERBS}"));
 }
