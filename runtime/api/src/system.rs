@@ -95,6 +95,9 @@ pub(crate) async fn info(State(api): State<Api>) -> Response {
     let v1 = info.cgroup_version == 1;
     let driver_status = vec![["Using metacopy".into(), "false".into()]];
     let mut security = words(&["name=seccomp,profile=builtin"]);
+    if info.apparmor {
+        security.insert(0, "name=apparmor".into());
+    }
     if !v1 {
         security.push("name=cgroupns".into());
     }

@@ -40,7 +40,7 @@ wire! {
         pub mount_label: String,
         /// Empty here.
         pub process_label: String,
-        /// Empty here.
+        /// The AppArmor profile, where one was asked for.
         pub app_armor_profile: String,
         /// Execs that run.
         #[serde(rename = "ExecIDs")]

@@ -183,6 +183,13 @@ impl Engine {
         if let SeccompChoice::Profile(text) = &spec.security.seccomp {
             crate::seccomp::parse(text, &std::collections::BTreeSet::new(), self.0.host.kernel)?;
         }
+        if let Some(profile) =
+            spec.security.apparmor.as_deref().filter(|name| *name != "unconfined")
+            && !self.0.host.apparmor
+        {
+            // dockerd ignores it without a word.
+            warnings.push(format!("apparmor={profile} has no effect: this host has no AppArmor"));
+        }
         if workload.is_wasm() {
             refuse_for_wasm(spec)?;
         }

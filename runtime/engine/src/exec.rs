@@ -332,6 +332,9 @@ impl Engine {
             "capabilities": oci::exec_capabilities(&container, spec.privileged || container.security.privileged, user, &self.0.host)?,
             "noNewPrivileges": container.security.no_new_privileges && !spec.privileged,
         });
+        if let Some(profile) = oci::apparmor(&container.security, &self.0.host) {
+            process["apparmorProfile"] = profile.into();
+        }
         if let (true, Some((rows, columns))) = (spec.tty, options.size) {
             process["consoleSize"] = json!({"height": rows, "width": columns});
         }

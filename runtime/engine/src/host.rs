@@ -29,7 +29,13 @@ pub(crate) fn probe() -> Host {
         swap_limit: swap_limit(),
         last_capability,
         lacking: lacking(),
+        apparmor: apparmor(),
     }
+}
+
+/// Whether the kernel confines by AppArmor profiles.
+pub(crate) fn apparmor() -> bool {
+    fs::read("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with(b"Y"))
 }
 
 /// Complement of this process's bounding set (proc_pid_status(5)).
@@ -130,6 +136,7 @@ pub(crate) fn info() -> Info {
         cpus: cpus(),
         memory: memory(),
         swap_limit,
+        apparmor: apparmor(),
         warnings,
         ..Info::default()
     }

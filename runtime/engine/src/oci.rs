@@ -15,7 +15,7 @@ use std::{
 };
 
 use knarr_model::{
-    ContainerSpec, NamespaceMode, Propagation, Resources, SeccompChoice,
+    ContainerSpec, NamespaceMode, Propagation, Resources, SeccompChoice, SecurityOptions,
     task::{GROUPS_ANNOTATION, WASM_ANNOTATION, WasmLaunch},
 };
 use serde_json::{Map, Value, json};
@@ -180,6 +180,8 @@ pub(crate) struct Host {
     pub(crate) last_capability: usize,
     /// Bits of capabilities that the engine itself may not have, and so cannot give.
     pub(crate) lacking: u64,
+    /// The kernel confines by AppArmor profiles.
+    pub(crate) apparmor: bool,
 }
 
 /// Everything that the specification is made of.
@@ -288,6 +290,12 @@ pub(crate) fn generate(input: &Input<'_>) -> Result<Value> {
     Ok(document)
 }
 
+/// The AppArmor profile of a container's processes: as Docker, none where the
+/// host has no AppArmor, whatever was asked.
+pub(crate) fn apparmor<'a>(security: &'a SecurityOptions, host: &Host) -> Option<&'a str> {
+    security.apparmor.as_deref().filter(|_| host.apparmor)
+}
+
 fn process(input: &Input<'_>, capabilities: &[String]) -> Result<Value> {
     let spec = input.spec;
     let user = user(spec.user.as_deref(), &spec.group_add);
@@ -301,6 +309,9 @@ fn process(input: &Input<'_>, capabilities: &[String]) -> Result<Value> {
         "capabilities": capability_sets(capabilities, spec),
         "noNewPrivileges": spec.security.no_new_privileges || input.wasm.is_some(),
     });
+    if let Some(profile) = apparmor(&spec.security, input.host) {
+        process["apparmorProfile"] = profile.into();
+    }
     let mut rlimits = Vec::new();
     for limit in &spec.ulimits {
         rlimits.push(json!({

@@ -39,6 +39,7 @@ impl Default for Case {
                 swap_limit: true,
                 last_capability: 40,
                 lacking: 0,
+                apparmor: true,
             },
         }
     }

@@ -461,6 +461,8 @@ pub struct Info {
     pub data_root: PathBuf,
     /// The kernel accounts swap.
     pub swap_limit: bool,
+    /// The kernel confines by AppArmor profiles.
+    pub apparmor: bool,
     /// What the user should know.
     pub warnings: Vec<String>,
 }

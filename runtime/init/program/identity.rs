@@ -1,6 +1,8 @@
 //! Who the program runs as.
 
-use crate::kernel::*;
+use core::ffi::CStr;
+
+use crate::{kernel::*, wire::List};
 
 const PR_SET_PDEATHSIG: usize = 1;
 const PR_SET_KEEPCAPS: usize = 8;
@@ -109,14 +111,45 @@ pub fn seccomp_listener(flags: u32, filter: &[u8]) -> Answer<i32> {
 }
 
 /// Writes to a file of the host, while there is one.
-pub fn write(path: &core::ffi::CStr, value: &[u8]) -> Answer<()> {
+pub fn write(path: &CStr, value: &[u8]) -> Answer<()> {
     let fd = open(AT_FDCWD, path, O_WRONLY, 0, 0)?;
     let count = sys!(WRITE, fd, value.as_ptr(), value.len())?;
     close(fd);
     if count == value.len() { Ok(()) } else { Err(EINVAL) }
 }
 
-pub fn keyring(name: &core::ffi::CStr) -> Answer<()> {
+/// Of ourselves, in the procfs that the host has at its usual place.
+pub fn attribute(names: List<'_>, value: &[u8]) -> Answer<()> {
+    const PROC_MAGIC: u64 = 0x9fa0;
+    const PROC_ROOT: u64 = 1;
+    let proc = open(AT_FDCWD, c"/proc", O_PATH | O_DIRECTORY, 0, 0)?;
+    let mut statfs = [0u64; 15];
+    sys!(FSTATFS, proc, statfs.as_mut_ptr())?;
+    if statfs[0] != PROC_MAGIC || fstat(proc)?.ino != PROC_ROOT {
+        return Err(ENODEV);
+    }
+    let resolve = RESOLVE_BENEATH | RESOLVE_NO_XDEV | RESOLVE_NO_MAGICLINKS;
+    let attributes = open(proc, c"thread-self/attr", O_PATH | O_DIRECTORY, 0, resolve)?;
+    close(proc);
+    // A kernel without security modules keeps no attributes.
+    let mut file = Err(EINVAL);
+    for name in names.iter() {
+        match open(attributes, name, O_WRONLY, 0, resolve) {
+            Err(ENOENT) => {}
+            other => {
+                file = other;
+                break;
+            }
+        }
+    }
+    let file = file?;
+    let count = sys!(WRITE, file, value.as_ptr(), value.len())?;
+    close(file);
+    close(attributes);
+    if count == value.len() { Ok(()) } else { Err(EINVAL) }
+}
+
+pub fn keyring(name: &CStr) -> Answer<()> {
     match sys!(KEYCTL, 1 /* JOIN_SESSION_KEYRING */, name.as_ptr()) {
         // A kernel without keyrings has none to share.
         Ok(_) | Err(ENOSYS) => Ok(()),

@@ -111,6 +111,7 @@ pub const SETGROUPS: usize = 116;
 pub const SETRESUID: usize = 117;
 pub const SETRESGID: usize = 119;
 pub const CAPSET: usize = 126;
+pub const FSETXATTR: usize = 190;
 pub const RT_SIGTIMEDWAIT: usize = 128;
 pub const PERSONALITY: usize = 135;
 pub const FSTATFS: usize = 138;

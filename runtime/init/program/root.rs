@@ -334,6 +334,14 @@ impl Root {
         Ok(())
     }
 
+    pub fn label(&mut self, path: &CStr, label: &[u8]) -> Answer<()> {
+        let fd = self.open(path, O_DIRECTORY)?;
+        let name = c"security.selinux";
+        sys!(FSETXATTR, fd, name.as_ptr(), label.as_ptr(), label.len(), 0)?;
+        close(fd);
+        Ok(())
+    }
+
     pub fn chdir(&mut self, path: &CStr, create: bool) -> Answer<()> {
         let fd =
             if create { self.directory(path)? } else { self.open(path, O_PATH | O_DIRECTORY)? };

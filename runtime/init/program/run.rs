@@ -8,7 +8,7 @@ use crate::{
     reaper,
     root::Root,
     socket, terminal,
-    wire::{Frame, List, Op, SOCKET_FD, Reader},
+    wire::{Frame, List, Op, Reader, SOCKET_FD},
 };
 
 /// What operations leave for later ones.
@@ -145,6 +145,9 @@ impl Launch {
                 sys!(SCHED_SETATTR, 0, attributes.0.as_ptr(), 0).map(drop)
             }
             Op::IoPriority { priority } => sys!(IOPRIO_SET, 1, 0, priority).map(drop),
+            Op::Attribute { names, value } => identity::attribute(names, value.0),
+            Op::FileLabel { path, label } => root.label(path, label.0),
+            Op::Reborn { kinds } => reaper::reborn(index, kinds),
             Op::SeccompListener { flags, filter } => {
                 let listener = identity::seccomp_listener(flags, filter.0)?;
                 socket::say(Frame { kind: Frame::LISTENER, op: index, errno: listener })?;

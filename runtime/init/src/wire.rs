@@ -499,6 +499,29 @@ ops! {
         /// Class and level, see ioprio_set(2).
         priority: u32
     }
+    /// Sets an attribute of our own that a security module keeps until exec:
+    /// the label or profile of the program, of its keyring. Through the host's
+    /// procfs, verified to be one; so before the root is entered.
+    Attribute = 60 {
+        /// Its names in `attr`: the first that this kernel has is written.
+        names: List<'a>,
+        /// What is written.
+        value: Bytes<'a>
+    }
+    /// Labels a directory beneath the root, for security modules.
+    FileLabel = 61 {
+        /// Absolute path in the container.
+        path: &'a CStr,
+        /// The label.
+        label: Bytes<'a>
+    }
+    /// Goes on in a sibling that is born in new namespaces, after the user
+    /// namespace that is to own them was joined: says the parent its number,
+    /// and waits until that has taken it.
+    Reborn = 62 {
+        /// CLONE_NEW* bits.
+        kinds: u32
+    }
     /// Loads a seccomp filter whose notifications go to a listener, says its
     /// number to the parent, and waits until that has taken it.
     SeccompListener = 50 {
@@ -512,7 +535,7 @@ ops! {
 /// What `knarr-init` says to its parent: four u32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Frame {
-    /// [`Frame::READY`], [`Frame::ERROR`], [`Frame::CONSOLE`] or [`Frame::LISTENER`].
+    /// [`Frame::READY`], [`Frame::ERROR`], [`Frame::CONSOLE`], [`Frame::LISTENER`] or [`Frame::BORN`].
     pub kind: u32,
     /// Index of the operation.
     pub op: u32,
@@ -529,6 +552,8 @@ impl Frame {
     pub const CONSOLE: u32 = 3;
     /// The listener of a seccomp filter is the descriptor whose number `errno` is.
     pub const LISTENER: u32 = 4;
+    /// The process is another from here on: the one whose number `errno` is.
+    pub const BORN: u32 = 5;
     /// Bytes of a frame.
     pub const SIZE: usize = 16;
 

@@ -371,6 +371,8 @@ pub struct SecurityOptions {
     pub seccomp: SeccompChoice,
     /// Masked and read-only paths are left open (`systempaths=unconfined`).
     pub unconfined_paths: bool,
+    /// The AppArmor profile, by the name that the host has it under.
+    pub apparmor: Option<String>,
 }
 
 /// The system call filter of a container.

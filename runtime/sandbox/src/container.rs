@@ -17,6 +17,7 @@ use crate::{
     Cgroup, Child, CreateOptions, Error, Failure, INIT_ANNOTATION, Manner, Stdio, copyup,
     hooks::{Hooks, Moment},
     launch::{Birth, Launched, launch, oom_score, pid_namespace},
+    lsm,
     ops::{IdMaps, Ops, Wish},
     plan::{self, Context, Identity, Namespaces, PidNamespace, Style, annotation},
     seccomp::{self, Filter},
@@ -95,6 +96,8 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
     let maps = IdMaps::of_spec(spec, &namespaces)?;
     let seccomp = seccomp::Choice::of(spec)?;
     let filter = seccomp.filter(process)?;
+    let mount_label = lsm::mount_label(spec);
+    lsm::check(process, mount_label)?;
 
     let cgroup = Cgroup::create(&cgroup_path(spec, id))?;
     let mut undo = Undo { cgroup: Some(&cgroup), child: None };
@@ -137,6 +140,7 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
             terminal,
             init: annotation(spec, INIT_ANNOTATION) == Some("true"),
             maps: maps.clone(),
+            mount_label,
             style: Style {
                 listens: manner.listener.is_some(),
                 inherited: manner.inherited.len() as u32,
@@ -145,6 +149,7 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
                 holds,
                 place,
                 foreign: manner.foreign,
+                unprivileged: unprivileged()?,
             },
         },
     )?;
@@ -172,6 +177,10 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
         Wish::Inherited(_) => inherited.next().map(Ok),
         _ => None,
     })?;
+    if namespaces.reborn() {
+        launched.await_birth(&ops)?;
+        undo.child = Some(launched.child.clone());
+    }
     if let Some(hooks) = hooks.as_ref().filter(|hooks| hooks.holds()) {
         launched.await_hold(&ops)?;
         let pid = Some(launched.child.pid());
@@ -232,9 +241,7 @@ fn cgroup_path(spec: &Spec, id: &str) -> PathBuf {
 /// Joining what is shared already is harmless for all but the pid namespace,
 /// which the exec is born in.
 fn exec_kinds(namespaces: &Namespaces) -> u32 {
-    let joined = namespaces.joined.iter().fold(0, |kinds, (kind, _)| kinds | kind);
-    let kinds = namespaces.created as u32 | namespaces.unshared | joined;
-    kinds & !plan::PID
+    namespaces.all() & !plan::PID
 }
 
 fn terminal(stdio: &Stdio) -> Option<(u16, u16)> {
@@ -423,6 +430,7 @@ impl Container {
                 format!("Container {} is paused, unpause the container before exec", self.id);
             return Err(Error::new(Failure::Gone, text));
         }
+        lsm::check(process, None)?;
         let identity = identity(Some(root.as_fd()), process, &self.groups)?;
         let filter = self.seccomp.filter_again(process, self.filter.as_ref())?;
         let ops = plan::exec(
@@ -438,7 +446,12 @@ impl Container {
                 terminal: terminal(&stdio),
                 init: false,
                 maps: None,
-                style: Style { inherited: inherited.len() as u32, ..Style::default() },
+                mount_label: None,
+                style: Style {
+                    inherited: inherited.len() as u32,
+                    unprivileged: unprivileged()?,
+                    ..Style::default()
+                },
             },
             self.kinds,
         )?;
@@ -538,6 +551,11 @@ fn available() -> Result<u64, Error> {
     rustix::thread::capabilities(None)
         .map(|sets| sets.permitted.bits())
         .map_err(|errno| Error::system("look up our own capabilities", errno))
+}
+
+/// Whether namespaces of the host are not ours to join.
+fn unprivileged() -> Result<bool, Error> {
+    Ok(available()? & plan::SYS_ADMIN == 0)
 }
 
 /// A line of `/proc/net/dev`; loopback does not count.

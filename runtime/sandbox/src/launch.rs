@@ -230,6 +230,24 @@ impl Launched {
         }
     }
 
+    /// Waits until it has gone on in a sibling, and takes that in its stead.
+    pub(crate) fn await_birth(&mut self, ops: &Ops) -> Result<(), Error> {
+        use rustix::process::{Pid, PidfdFlags, pidfd_open};
+        let frame = match self.receive()? {
+            Some(frame) if frame.kind == Frame::BORN => frame,
+            Some(frame) => return Err(self.failed(ops, frame)),
+            None => return Err(self.broken("wait for its sibling", Errno::PIPE)),
+        };
+        // A child of ours, whose number nobody else gets before we have waited for it.
+        let pidfd = Pid::from_raw(frame.errno)
+            .ok_or(Errno::SRCH)
+            .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()))
+            .map_err(|errno| Error::system("open the first process", errno))?;
+        let before = std::mem::replace(&mut self.child, Child::new(frame.errno as u32, pidfd));
+        before.wait_blocking()?;
+        self.go()
+    }
+
     /// Lets it go on.
     pub(crate) fn go(&self) -> Result<(), Error> {
         self.send_all(&[1])
@@ -418,6 +436,22 @@ fn sentence(ops: &Ops, frame: Frame) -> Error {
             Error::system(format_args!("become user {uid}, group {gid}"), errno)
         }
         Op::Seccomp { .. } => Error::system("load the seccomp filter", errno),
+        Op::Attribute { value, .. } => {
+            let value = String::from_utf8_lossy(value.0);
+            let (text, what) = match value.strip_prefix("exec ") {
+                Some(profile) => {
+                    (format!("unable to apply apparmor profile {profile:?}"), "profile")
+                }
+                None => (format!("unable to apply selinux label {value:?}"), "label"),
+            };
+            match errno {
+                Errno::NOENT => {
+                    let text = format!("{text}: no such {what} is loaded");
+                    Error::new(Failure::InvalidSpec, text)
+                }
+                _ => Error::system(text, errno),
+            }
+        }
         other => {
             let text = format!("{other:?}");
             let name = text.split([' ', '{']).next().unwrap_or_default().to_lowercase();

@@ -43,6 +43,7 @@ mod copyup;
 mod error;
 mod hooks;
 mod launch;
+mod lsm;
 mod ops;
 mod options;
 mod overlay;
@@ -60,6 +61,7 @@ pub use container::{
     Container, Created, Left, cgroup_of, clean_up, clean_up_after, create, create_with,
 };
 pub use error::{Error, Failure};
+pub use lsm::apparmor;
 pub use options::{CreateOptions, INIT_ANNOTATION, Manner, RootfsMount, SECCOMP_ANNOTATION, Stdio};
 pub use peek::open_in_root;
 pub use user::{ResolvedUser, resolve_user};

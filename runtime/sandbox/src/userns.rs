@@ -43,6 +43,11 @@ impl IdMaps {
         let groups = list(linux.map(|linux| linux.gid_mappings()));
         let bad = |text: &str| Err(Error::new(Failure::InvalidSpec, text));
         // runc's words.
+        if namespaces.user.is_some() {
+            // It has maps already. Podman writes some down that mean nothing, as
+            // runc wants some.
+            return Ok(None);
+        }
         match (namespaces.created & u64::from(USER) != 0, Self::of(&users, &groups)) {
             (true, Some(maps)) => Ok(Some(maps)),
             (true, None) => bad("user namespaces enabled, but no user mapping found"),

@@ -115,8 +115,14 @@ fn write_initramfs(path: &Path, modules: &Path, work: &Path) -> Result<()> {
     archive.file("bin/busybox", &fs::read("/bin/busybox").context("busybox-static")?, 0o755);
     archive.file("init", include_bytes!("../vm/init.sh"), 0o755);
     archive.file("knarr/test.sh", include_bytes!("../vm/test.sh"), 0o755);
+    archive.file("knarr/oci.sh", include_bytes!("../vm/oci.sh"), 0o755);
+    archive.file("knarr/profile.bin", &profile(work)?, 0o644);
+    for program in ["hello.wasm", "web.wasm"] {
+        let path = root().join("wasm-examples/prebuilt").join(program);
+        archive.file(&format!("knarr/{program}"), &fs::read(&path)?, 0o644);
+    }
     let bin = products()?;
-    for program in ["knarr", "knarrd", "containerd-shim-knarr-v1", "knarr-wasm"] {
+    for program in ["knarr", "knarrd", "containerd-shim-knarr-v1", "knarr-oci", "knarr-wasm"] {
         let content = fs::read(bin.join(program)).with_context(|| program.to_owned())?;
         archive.file(&format!("knarr/{program}"), &content, 0o755);
     }
@@ -132,6 +138,29 @@ fn write_initramfs(path: &Path, modules: &Path, work: &Path) -> Result<()> {
     archive.tree(&slim.join("lib"), "lib")?;
     fs::File::create(path)?.write_all(&archive.finish())?;
     Ok(())
+}
+
+/// An AppArmor profile as the kernel takes it. Compiled here, and not loaded: this
+/// machine may have no AppArmor.
+fn profile(work: &Path) -> Result<Vec<u8>> {
+    let (source, compiled) = (work.join("profile"), work.join("profile.bin"));
+    fs::write(&source, include_bytes!("../vm/profile.apparmor"))?;
+    let features = "/etc/apparmor.d/abi/3.0";
+    run(
+        Path::new("/sbin/apparmor_parser"),
+        &[
+            Path::new("--skip-kernel-load"),
+            Path::new("--skip-cache"),
+            Path::new("--policy-features"),
+            Path::new(features),
+            Path::new("--kernel-features"),
+            Path::new(features),
+            Path::new("--ofile"),
+            &compiled,
+            &source,
+        ],
+    )?;
+    fs::read(&compiled).context("the compiled profile")
 }
 
 fn copy_modules(from: &Path, to: &Path) -> Result<()> {

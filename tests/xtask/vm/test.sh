@@ -124,7 +124,47 @@ for name in native web stranger; do
   is "no cgroup of $name is left" "" "$(find /sys/fs/cgroup -name "$id*")"
 done
 is "no interface is left" "" "$(ls /sys/class/net | grep '^kv')"
+
+stamp "profiles"
+cat /knarr/profile.bin > /sys/kernel/security/apparmor/.load; is "a profile is loaded" 0 $?
+has "info names AppArmor" apparmor "$(knarr info 2>&1)"
+confined="--security-opt apparmor=knarr-vm"
+is "a native container is confined" "knarr-vm (enforce)" "$(knarr run --rm $confined busybox cat /proc/self/attr/current)"
+is "with no new privileges too" "knarr-vm (enforce)" "$(knarr run --rm $confined --security-opt no-new-privileges --init busybox cat /proc/self/attr/current)"
+is "others are not" unconfined "$(knarr run --rm busybox cat /proc/self/attr/current)"
+is "and it bites" "Permission denied" "$(knarr run --rm $confined busybox sh -c 'echo x 2>&1 > /tmp/secret' 2>&1 | grep -o 'Permission denied')"
+knarr run -d --name web $confined web > /dev/null
+is "a wasm container is confined" "knarr-vm (enforce)" "$(cat /proc/$(knarr inspect web --format '{{.State.Pid}}')/attr/current)"
+knarr run -d --name native $confined busybox sleep 1000 > /dev/null
+is "exec is confined" "knarr-vm (enforce)" "$(knarr exec native cat /proc/self/attr/current)"
+is "inspect says so" knarr-vm "$(knarr inspect native --format '{{.AppArmorProfile}}')"
+has "a profile that is not there" 'no such profile is loaded' "$(knarr run --rm --security-opt apparmor=nobody busybox true 2>&1)"
+knarr rm -f web native > /dev/null
 kill $daemon; wait $daemon; is "the daemon ends" 0 $?
 is "and no cgroup of its own is left" "" "$(find $ROOT 2> /dev/null)"
+
+stamp "knarr-oci"
+OCI="knarr-oci --root /run/oci"
+CGROUP=/knarr-vm/
+. /knarr/oci.sh
+bundle
+both /sys/fs/cgroup/knarr-vm/ ""
+profile=',"apparmorProfile":"knarr-vm"'
+config four '["cat","/proc/self/attr/current"]' "$profile" ""
+is "confined" "knarr-vm (enforce)" "$(oci run --bundle $B four < /dev/null)"
+config four '["cat","/tmp/secret"]' "$profile" ""
+has "it bites" "Permission denied" "$(oci run --bundle $B four < /dev/null 2>&1)"
+config four '["sleep","1000"]' "" ""
+oci run --detach --bundle $B four < /dev/null > /dev/null 2>&1; is "one without a profile" 0 $?
+is "exec with one" "knarr-vm (enforce)" "$(oci exec --apparmor knarr-vm four cat /proc/self/attr/current)"
+has "exec with one that is not there" 'no such profile is loaded' "$(oci exec --apparmor nobody four true 2>&1)"
+oci delete --force four
+config four '["/web.wasm"]' "$profile" ""
+oci run --detach --bundle $B four < /dev/null > /dev/null 2>&1; is "a wasm program with a profile" 0 $?
+is "is confined" "knarr-vm (enforce)" "$(cat /proc/$(oci state four | sed -n 's/.*"pid": \([0-9]*\).*/\1/p')/attr/current)"
+oci delete --force four
+config four '["true"]' ',"apparmorProfile":"nobody"' ""
+has "create with one that is not there" 'no such profile is loaded' "$(oci create --bundle $B four < /dev/null 2>&1)"
+rmdir /sys/fs/cgroup/knarr-vm; is "nothing is left in the parent" 0 $?
 stamp "end"
 [ $failed = 0 ] && echo "knarr-vm: all passed" || { echo "knarr-vm: failures"; tail -20 /tmp/knarrd.log; }

@@ -61,6 +61,7 @@ pub(crate) fn container(view: &ContainerView) -> ContainerInspect {
         restart_count: view.restart_count.into(),
         driver: "overlay2".into(),
         platform: "linux".into(),
+        app_armor_profile: view.spec.security.apparmor.clone().unwrap_or_default(),
         exec_ids: Some(view.execs.iter().map(ToString::to_string).collect::<Vec<_>>())
             .filter(|ids| !ids.is_empty()),
         host_config: host_config(view),

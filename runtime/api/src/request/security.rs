@@ -92,11 +92,13 @@ pub(super) fn apply(
                 security.seccomp = SeccompChoice::Profile(profile.to_owned());
             }
             ("systempaths", Some("unconfined")) => security.unconfined_paths = true,
-            ("apparmor", Some("unconfined")) | ("label", Some("disable")) => {}
-            ("apparmor" | "label", Some(_)) => warnings.push(format!(
-                "{option} has no effect: Knarr applies no {} policy",
-                if name == "label" { "SELinux" } else { "AppArmor" }
-            )),
+            ("apparmor", Some(profile)) => {
+                security.apparmor = Some(profile.to_owned()).filter(|name| !name.is_empty());
+            }
+            ("label", Some("disable")) => {}
+            ("label", Some(_)) => {
+                warnings.push(format!("{option} has no effect: Knarr applies no SELinux policy"))
+            }
             ("writable-cgroups", Some("false")) => {}
             ("writable-cgroups", Some(_)) => {
                 warnings.push("writable-cgroups is ignored by this version of Knarr".into());

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use oci_spec::runtime::{Capability, LinuxCapabilities};
 
-pub(super) const SYS_ADMIN: u64 = 1 << 21;
+pub(crate) const SYS_ADMIN: u64 = 1 << 21;
 
 /// The five sets of a process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -2,7 +2,8 @@
 //!
 //! The order of a native launch, and why:
 //!
-//! 1. namespaces by path, session, propagation: nothing of ours reaches the host;
+//! 1. labels of security modules, namespaces by path, session, propagation: nothing
+//!    of ours reaches the host;
 //! 2. the root, entered at once and the host's mounts let go: from here on names
 //!    mean the container's files;
 //! 3. mounts in the specification's order; sysctls right after procfs, while
@@ -27,13 +28,13 @@ use std::path::{Path, PathBuf};
 use knarr_init::wire::Op;
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, LinuxPersonalityDomain, Process, Spec};
 
-pub(crate) use capabilities::mask_of;
+pub(crate) use capabilities::{SYS_ADMIN, mask_of};
 pub(crate) use identity::Identity;
 pub(crate) use namespaces::{Namespaces, PID, PidNamespace, USER};
 
 use crate::{
     Error, Failure,
-    ops::{IdMaps, Ops, Wish, c_string, container_path},
+    ops::{IdMaps, Ops, Strings, Wish, c_string, container_path},
     seccomp::Filter,
 };
 
@@ -61,6 +62,8 @@ pub(crate) struct Context<'a> {
     pub(crate) init: bool,
     /// Who is who in its user namespace, where it has one.
     pub(crate) maps: Option<IdMaps>,
+    /// The SELinux label of the files of its new filesystems.
+    pub(crate) mount_label: Option<&'a str>,
     /// What the caller wants otherwise than the engine does.
     pub(crate) style: Style,
 }
@@ -82,6 +85,8 @@ pub(crate) struct Style {
     pub(crate) place: Option<PathBuf>,
     /// The specification is an operator's, not the engine's.
     pub(crate) foreign: bool,
+    /// We have no privileges in our own user namespace.
+    pub(crate) unprivileged: bool,
 }
 
 impl Style {
@@ -159,8 +164,18 @@ pub(crate) fn exec(process: &Process, context: &Context<'_>, kinds: u32) -> Resu
     let mut ops = Ops::default();
     context.style.inherit(&mut ops);
     join_cgroups(&mut ops, context);
+    labels(&mut ops, process)?;
     let fd = ops.wish(Wish::Container);
-    ops.push(Op::Setns { fd, kinds });
+    // Its namespaces may belong to several user namespaces: who has the right to
+    // joins that of its users last. Others get the right by joining it.
+    if context.style.unprivileged || kinds & USER == 0 {
+        ops.push(Op::Setns { fd, kinds });
+    } else {
+        if kinds != USER {
+            ops.push(Op::Setns { fd, kinds: kinds & !USER });
+        }
+        ops.push(Op::Setns { fd, kinds: USER });
+    }
     ops.push(Op::Setsid {});
     if let Some((rows, cols)) = context.terminal {
         let uid = context.identity.uid;
@@ -193,6 +208,7 @@ fn native(
     let mut ops = Ops::default();
     context.style.inherit(&mut ops);
     join_cgroups(&mut ops, context);
+    labels(&mut ops, process)?;
     // The host's mounts are let go of at once, unless somebody needs them.
     let style = &context.style;
     let clocks = clocks(linux);
@@ -261,6 +277,28 @@ fn join_cgroups(ops: &mut Ops, context: &Context<'_>) {
     }
 }
 
+/// What security modules are to make of the program; while the host's procfs is
+/// at hand, and so that a profile that is not there is an error of `create`.
+fn labels(ops: &mut Ops, process: &Process) -> Result<(), Error> {
+    let mut set = |names: &[&str], value: String| -> Result<(), Error> {
+        let names = Strings::new("an attribute", names)?;
+        ops.push(Op::Attribute {
+            names: names.list(),
+            value: knarr_init::wire::Bytes(value.as_bytes()),
+        });
+        Ok(())
+    };
+    if let Some(profile) = crate::lsm::profile(process) {
+        // Before Linux 5.8 the modules had one name for all of them.
+        set(&["apparmor/exec", "exec"], format!("exec {profile}"))?;
+    }
+    if let Some(label) = crate::lsm::label(process) {
+        set(&["exec"], label.to_owned())?;
+        set(&["keycreate"], label.to_owned())?;
+    }
+    Ok(())
+}
+
 /// The beginning of every container.
 fn enter(
     ops: &mut Ops,
@@ -270,9 +308,22 @@ fn enter(
     style: &Style,
     clocks: &str,
 ) -> Result<(), Error> {
-    for (kind, path) in &namespaces.joined {
+    let mut join = |kinds: u32, path: &PathBuf| {
         let fd = ops.wish(Wish::Namespace(path.clone()));
-        ops.push(Op::Setns { fd, kinds: *kind });
+        ops.push(Op::Setns { fd, kinds });
+    };
+    // As in an exec: some may not be the user namespace's own.
+    let (first, last) = match &namespaces.user {
+        user if style.unprivileged => (user.as_ref(), None),
+        user => (None, user.as_ref()),
+    };
+    first.into_iter().for_each(|path| join(USER, path));
+    namespaces.joined.iter().for_each(|(kind, path)| join(*kind, path));
+    last.into_iter().for_each(|path| join(USER, path));
+    if namespaces.reborn() {
+        ops.push(Op::Reborn { kinds: namespaces.inside });
+    } else if namespaces.inside != 0 {
+        ops.push(Op::Unshare { kinds: namespaces.inside });
     }
     if namespaces.unshared != 0 {
         ops.push(Op::Unshare { kinds: namespaces.unshared });
@@ -355,7 +406,7 @@ fn names(ops: &mut Ops, spec: &Spec, namespaces: &Namespaces) -> Result<(), Erro
         let name = knarr_init::wire::Bytes(name.as_bytes());
         ops.push(if is_domain { Op::Domainname { name } } else { Op::Hostname { name } });
     }
-    if namespaces.created & u64::from(self::namespaces::NET) != 0 {
+    if namespaces.makes(self::namespaces::NET) {
         ops.push(Op::Loopback {});
     }
     Ok(())

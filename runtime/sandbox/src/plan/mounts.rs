@@ -350,7 +350,7 @@ fn filesystem(
         let fd = ops.wish(Wish::Copied {
             target: mount.destination().clone(),
             attributes: options.set,
-            options: options.data.clone(),
+            options: options.data.iter().cloned().chain(labelled(context)).collect(),
         });
         ops.push(Op::Attach { fd, target: &target });
         options.afterwards(ops, &target);
@@ -360,16 +360,27 @@ fn filesystem(
     if is_dev(mount) {
         flags &= !MS_RDONLY;
     }
+    let mut data = options.data.clone();
+    // As runc: the kernel labels sysfs itself, and mqueue's root takes its label late.
+    data.extend(labelled(context).filter(|_| !matches!(kind, "sysfs" | "mqueue")));
     ops.push(Op::Mount {
         target: &target,
         kind: &c_string("a mount's type", kind)?,
         source: &c_string("a mount's source", source)?,
         flags,
-        data: &c_string("a mount option", options.data.join(","))?,
+        data: &c_string("a mount option", data.join(","))?,
         no_symlinks: kind == "sysfs",
     });
+    if let Some(label) = context.mount_label.filter(|_| kind == "mqueue") {
+        ops.push(Op::FileLabel { path: &target, label: Bytes(label.as_bytes()) });
+    }
     options.afterwards(ops, &target);
     Ok(())
+}
+
+/// The option that labels the files of a new filesystem.
+fn labelled(context: &Context<'_>) -> Option<String> {
+    context.mount_label.map(|label| format!("context=\"{label}\""))
 }
 
 /// v2: its own view of the hierarchy. v1: its own group of each hierarchy.
@@ -530,6 +541,8 @@ mod tests {
             created: u64::from(namespaces::NET),
             unshared: 0,
             joined: Vec::new(),
+            user: None,
+            inside: 0,
             shares_mounts: false,
             pid: super::super::PidNamespace::New,
         };

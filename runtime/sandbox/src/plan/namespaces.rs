@@ -36,6 +36,10 @@ pub(crate) struct Namespaces {
     pub(crate) unshared: u32,
     /// To be joined, in order.
     pub(crate) joined: Vec<(u32, PathBuf)>,
+    /// The user namespace to be joined.
+    pub(crate) user: Option<PathBuf>,
+    /// CLONE_NEW* bits of what that one is to own: made after it was joined.
+    pub(crate) inside: u32,
     /// The pid namespace.
     pub(crate) pid: PidNamespace,
     /// Its mounts are those of others: the host's, or of a namespace by path.
@@ -49,6 +53,8 @@ impl Namespaces {
             created: 0,
             unshared: 0,
             joined: Vec::new(),
+            user: None,
+            inside: 0,
             pid: PidNamespace::Host,
             shares_mounts: false,
         };
@@ -80,10 +86,7 @@ impl Namespaces {
                     new.shares_mounts = true;
                     new.joined.push((MNT, path));
                 }
-                (USER, Some(_)) => {
-                    let text = "a user namespace of others cannot be joined";
-                    return Err(Error::new(Failure::NotSupported, text));
-                }
+                (USER, Some(path)) => new.user = Some(path),
                 // Its root is the cgroup that the process is in when it is made.
                 (CGROUP, None) => new.unshared |= CGROUP,
                 // Entered with the exec of the program, after its clocks are set.
@@ -93,6 +96,9 @@ impl Namespaces {
             }
         }
         new.shares_mounts |= seen & MNT == 0;
+        if new.user.is_some() {
+            new.inside = std::mem::take(&mut new.created) as u32;
+        }
         if is_wasm(spec) && seen & PID == 0 {
             let text = "a wasm container needs a pid namespace of its own";
             return Err(Error::new(Failure::InvalidSpec, text));
@@ -102,7 +108,25 @@ impl Namespaces {
 
     /// Whether the container has one of this kind that is not the host's.
     pub(crate) fn has(&self, kind: u32) -> bool {
-        (self.created as u32 | self.unshared) & kind != 0
-            || self.joined.iter().any(|(joined, _)| *joined == kind)
+        self.all() & kind != 0
+    }
+
+    /// Whether the container has a new one of this kind.
+    pub(crate) fn makes(&self, kind: u32) -> bool {
+        (self.created as u32 | self.inside) & kind != 0
+    }
+
+    /// All that the container does not share with the host, but for a pid
+    /// namespace that it has joined.
+    pub(crate) fn all(&self) -> u32 {
+        let joined = self.joined.iter().fold(0, |kinds, (kind, _)| kinds | kind);
+        let user = if self.user.is_some() { USER } else { 0 };
+        self.created as u32 | self.inside | self.unshared | joined | user
+    }
+
+    /// Whether the first process is not the one that is started: a pid
+    /// namespace that another user namespace owns is made from within that.
+    pub(crate) fn reborn(&self) -> bool {
+        self.inside & PID != 0
     }
 }

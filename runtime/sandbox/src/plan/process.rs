@@ -104,12 +104,6 @@ pub(super) fn become_program(
     process: &Process,
     context: &Context<'_>,
 ) -> Result<(), Error> {
-    if process.apparmor_profile().as_deref().is_some_and(|profile| !profile.is_empty())
-        || process.selinux_label().as_deref().is_some_and(|label| !label.is_empty())
-    {
-        let text = "AppArmor profiles and SELinux labels are not supported yet";
-        return Err(Error::new(Failure::NotSupported, text));
-    }
     let argv = Strings::new("an argument", arguments(process)?)?;
     let env = Strings::new("the environment", environment(process, context)?)?;
     drop_privileges(ops, process, context, context.style.inherited)?;

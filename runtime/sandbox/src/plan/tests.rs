@@ -31,6 +31,7 @@ fn plan(spec: &Spec, identity: &Identity, terminal: Option<(u16, u16)>) -> Resul
         terminal,
         init: false,
         maps: None,
+        mount_label: None,
         style: Style::default(),
     };
     create(spec, &context)
@@ -75,6 +76,7 @@ fn the_launch_of_another_process() {
         terminal: None,
         init: false,
         maps: None,
+        mount_label: None,
         style: Style::default(),
     };
     let ops = exec(process, &context, 0x6c02_0000).expect("plan");

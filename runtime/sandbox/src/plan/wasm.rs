@@ -21,7 +21,7 @@ use oci_spec::runtime::{Process, Spec};
 use serde::Serialize;
 
 use super::{
-    Context, Namespaces, annotation, enter, join_cgroups, let_go, mounts, names,
+    Context, Namespaces, annotation, enter, join_cgroups, labels, let_go, mounts, names,
     namespaces as kinds, process as steps,
 };
 use crate::{
@@ -87,6 +87,7 @@ pub(super) fn create(
         return Err(Error::new(Failure::InvalidSpec, text));
     }
     join_cgroups(&mut ops, context);
+    labels(&mut ops, process)?;
     enter(&mut ops, namespaces, None, Wish::Empty { mode: 0o755 }, &context.style, "")?;
     let fd = ops.wish(Wish::Root);
     ops.push(Op::Attach { fd, target: c"/rootfs" });

@@ -63,6 +63,98 @@ fn r23_a_user_namespace_has_its_own_users() {
     unmapped.run().failed(1, "no user mapping found");
 }
 
+/// One that sleeps in a user namespace of its own, and its first process.
+fn with_neighbours() -> (Bundle, u64) {
+    let mut first = Bundle::script("sleep 1000");
+    with_users(&mut first);
+    assert_eq!(first.create().code, 0);
+    first.verb(&["start"]).fine();
+    let pid = first.state()["pid"].as_u64().expect("pid");
+    (first, pid)
+}
+
+fn link_of(pid: u64, file: &str) -> String {
+    fs::read_link(format!("/proc/{pid}/ns/{file}")).expect("link").display().to_string()
+}
+
+#[test]
+fn r23_a_user_namespace_can_be_that_of_another_container() {
+    let (_first, pid) = with_neighbours();
+    let user = json!({ "type": "user", "path": format!("/proc/{pid}/ns/user") });
+    let mut second = Bundle::script(
+        "readlink /proc/self/ns/user; id -u; echo $$; hostname; cat /proc/self/uid_map; sleep 1000",
+    );
+    namespace(&mut second, user.clone());
+    second.config["hostname"] = json!("second");
+    // Podman writes this down, for runc.
+    let map = json!([{ "containerID": 0, "hostID": 0, "size": 1 }]);
+    second.config["linux"]["uidMappings"] = map.clone();
+    second.config["linux"]["gidMappings"] = map;
+    second.write();
+    let out = second.path("out");
+    let file = fs::File::create(&out).expect("out");
+    let errors = file.try_clone().expect("out");
+    let mut command = second.command(&["run", "--detach", &second.id]);
+    let status = command.stdout(file).stderr(errors).status().expect("run");
+    assert!(status.success(), "{}", fs::read_to_string(&out).expect("out"));
+    let expected =
+        format!("{}\n0\n1\nsecond\n         0     100000      10000\n", link_of(pid, "user"));
+    let done = || fs::read_to_string(&out).is_ok_and(|text| text.lines().count() == 5);
+    second.until("its output", done);
+    assert_eq!(fs::read_to_string(&out).expect("out"), expected);
+    let own = second.state()["pid"].as_u64().expect("pid");
+    let status = fs::read_to_string(format!("/proc/{own}/status")).expect("status");
+    assert!(status.contains("Uid:\t100000\t100000"), "{status}");
+    let net = second.knarr(&["exec", &second.id, "readlink", "/proc/self/ns/net"]).fine();
+    assert_eq!(net, link_of(own, "net") + "\n");
+    assert_ne!(net, link_of(pid, "net") + "\n");
+    let done = second.knarr(&["exec", "-u", "7:8", &second.id, "id"]).fine();
+    assert_eq!(done, "uid=7 gid=8 groups=8\n");
+
+    // A pod: some of its neighbour's, and a network that is the host's users'.
+    let host = Bundle::script("sleep 1000");
+    assert_eq!(host.create().code, 0);
+    let other = host.state()["pid"].as_u64().expect("pid");
+    for (kind, file, of) in [("pid", "pid", pid), ("ipc", "ipc", pid), ("network", "net", other)] {
+        let mut third =
+            Bundle::script("readlink /proc/self/ns/net; readlink /proc/self/ns/ipc; id -u");
+        namespace(&mut third, user.clone());
+        let path = format!("/proc/{of}/ns/{file}");
+        namespace(&mut third, json!({ "type": kind, "path": path }));
+        third.config["mounts"].as_array_mut().expect("mounts").retain(|one| {
+            // Who does not own the network may not mount its sysfs, under runc neither.
+            kind != "network"
+                || !one["destination"].as_str().is_some_and(|path| path.starts_with("/sys"))
+        });
+        let done = third.run();
+        assert!(done.out.ends_with("\n0\n"), "{kind}: {done:?}");
+        if kind != "pid" {
+            assert!(done.out.contains(&link_of(of, file)), "{kind}: {done:?}");
+        }
+    }
+}
+
+#[test]
+fn profiles_and_labels_need_a_host_that_has_them() {
+    if !std::path::Path::new("/sys/module/apparmor").exists() {
+        let mut bundle = Bundle::new(&["/bin/true"]);
+        bundle.config["process"]["apparmorProfile"] = json!("tight");
+        bundle.run().failed(1, "but apparmor is disabled or not supported");
+        // There, everything is.
+        bundle.config["process"]["apparmorProfile"] = json!("unconfined");
+        bundle.run().fine();
+    }
+    if !std::path::Path::new("/sys/fs/selinux/enforce").exists() {
+        let words = "selinux label is specified in config, but selinux is disabled";
+        let mut bundle = Bundle::new(&["/bin/true"]);
+        bundle.config["process"]["selinuxLabel"] = json!("system_u:system_r:container_t:s0");
+        bundle.run().failed(1, words);
+        let mut bundle = Bundle::new(&["/bin/true"]);
+        bundle.config["linux"]["mountLabel"] = json!("system_u:object_r:container_file_t:s0");
+        bundle.run().failed(1, words);
+    }
+}
+
 #[test]
 fn a_time_namespace_has_its_own_clocks() {
     let mut bundle = Bundle::script("cat /proc/uptime");
