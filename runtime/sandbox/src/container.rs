@@ -21,6 +21,7 @@ use crate::{
     ops::{IdMaps, Ops, Wish},
     plan::{self, Context, Identity, Namespaces, PidNamespace, Style, annotation},
     seccomp::{self, Filter},
+    systemd::Unit,
     teller::Teller,
     user, wishes,
 };
@@ -43,6 +44,8 @@ pub struct Container {
     cgroup: Cgroup,
     filter: Option<Arc<Filter>>,
     seccomp: seccomp::Choice,
+    /// What systemd knows its group as, where that made it.
+    unit: Option<Box<Unit>>,
     /// CLONE_NEW* bits that an exec joins.
     kinds: u32,
     /// Supplementary groups by name, which every process has.
@@ -55,6 +58,7 @@ pub struct Container {
 /// Removes the cgroup, and kills what is in it, unless everything went well.
 struct Undo<'a> {
     cgroup: Option<&'a Cgroup>,
+    unit: Option<&'a Unit>,
     child: Option<Child>,
 }
 
@@ -65,7 +69,7 @@ impl Drop for Undo<'_> {
             let _ = child.wait_blocking();
         }
         if let Some(cgroup) = self.cgroup {
-            let _ = cgroup.delete();
+            let _ = delete(cgroup, self.unit);
         }
     }
 }
@@ -99,8 +103,12 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
     let mount_label = lsm::mount_label(spec);
     lsm::check(process, mount_label)?;
 
-    let cgroup = Cgroup::create(&cgroup_path(spec, id))?;
-    let mut undo = Undo { cgroup: Some(&cgroup), child: None };
+    let unit = Unit::of(spec, id)?;
+    let path = cgroup_path(spec, id, unit.as_deref())?;
+    let adopted;
+    // systemd makes its groups around processes only.
+    let made = if unit.is_none() { Some(Cgroup::create(&path)?) } else { None };
+    let mut undo = Undo { cgroup: made.as_ref(), unit: unit.as_deref(), child: None };
 
     let terminal = terminal(&stdio);
     let (stdio, host_console) = match (wasm, terminal) {
@@ -112,10 +120,18 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
     let birth = Birth {
         created: namespaces.created,
         pid_namespace: joined.as_ref().map(AsFd::as_fd),
-        cgroup: cgroup.born_in(),
+        cgroup: made.as_ref().and_then(Cgroup::born_in),
     };
     let mut launched = launch(&birth, &stdio)?;
     undo.child = Some(launched.child.clone());
+    if let Some(unit) = &unit {
+        unit.start(launched.child.pid(), id, linux.resources().as_ref())?;
+        adopted = Some(Cgroup::adopt(&path)?);
+    } else {
+        adopted = None;
+    }
+    let cgroup = made.as_ref().or(adopted.as_ref()).expect("one of the two has made it");
+    undo.cgroup = Some(cgroup);
     if let Some(maps) = &maps {
         maps.write(launched.child.pid())?;
     }
@@ -201,7 +217,8 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
     let container = Container {
         id: id.to_owned(),
         init: launched.child.clone(),
-        cgroup,
+        cgroup: made.or(adopted).expect("one of the two has made it"),
+        unit,
         filter,
         seccomp,
         kinds: exec_kinds(&namespaces),
@@ -230,11 +247,22 @@ fn tunes_interfaces(linux: &oci_spec::runtime::Linux) -> bool {
 }
 
 /// Where its control group is.
-fn cgroup_path(spec: &Spec, id: &str) -> PathBuf {
+fn cgroup_path(spec: &Spec, id: &str, unit: Option<&Unit>) -> Result<PathBuf, Error> {
+    if let Some(unit) = unit {
+        return unit.path();
+    }
     let given = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone());
-    given
-        .filter(|path| !path.as_os_str().is_empty())
-        .unwrap_or_else(|| PathBuf::from("/knarr").join(id))
+    let given = given.filter(|path| !path.as_os_str().is_empty());
+    Ok(given.unwrap_or_else(|| PathBuf::from("/knarr").join(id)))
+}
+
+/// Kills what is left in a group and removes it, and systemd's unit of it.
+fn delete(cgroup: &Cgroup, unit: Option<&Unit>) -> Result<(), Error> {
+    let Some(unit) = unit else { return cgroup.delete() };
+    // systemd would first ask the processes to end.
+    let killed = cgroup.kill_all();
+    let stopped = unit.stop();
+    killed.and(stopped).and(cgroup.delete())
 }
 
 /// What an exec joins: everything that the container does not share with us.
@@ -349,10 +377,12 @@ impl Container {
     /// A container that another process made; none where its first process has ended.
     pub fn find(id: &str, bundle: &Path, spec: &Spec, left: &Left) -> Result<Option<Self>, Error> {
         let Some(init) = Child::of(left.pid, left.start_time)? else { return Ok(None) };
+        let unit = Unit::of(spec, id)?;
         Ok(Some(Self {
             id: id.to_owned(),
             init,
-            cgroup: Cgroup::open(&cgroup_path(spec, id))?,
+            cgroup: Cgroup::open(&cgroup_path(spec, id, unit.as_deref())?)?,
+            unit,
             filter: None,
             seccomp: seccomp::Choice::of(spec)?,
             kinds: exec_kinds(&Namespaces::of(spec)?),
@@ -462,7 +492,7 @@ impl Container {
         let mut launched = launch(&birth, &stdio)
             .map_err(|error| if self.has_ended() { gone() } else { error })?;
         drop(stdio);
-        let mut undo = Undo { cgroup: None, child: Some(launched.child.clone()) };
+        let mut undo = Undo { cgroup: None, unit: None, child: Some(launched.child.clone()) };
         if cgroup.is_none() {
             self.cgroup.place(launched.child.pid())?;
         }
@@ -535,12 +565,15 @@ impl Container {
 
     /// Changes its limits.
     pub fn update(&self, resources: &LinuxResources) -> Result<(), Error> {
+        if let Some(unit) = &self.unit {
+            unit.set(resources)?;
+        }
         self.cgroup.limit(resources, false)
     }
 
     /// Kills what is left of it and removes its cgroup. Idempotent.
     pub fn delete(&self) -> Result<(), Error> {
-        let deleted = self.cgroup.delete();
+        let deleted = delete(&self.cgroup, self.unit.as_deref());
         let told = self.hooks.as_ref().map(|hooks| hooks.run(Moment::Poststop, None, None));
         deleted.and(told.unwrap_or(Ok(())))
     }
@@ -582,7 +615,7 @@ fn interface(line: &str) -> Option<(String, InterfaceStats)> {
 
 /// The control group of a container, made or not.
 pub fn cgroup_of(spec: &Spec, id: &str) -> Result<Cgroup, Error> {
-    Cgroup::open(&cgroup_path(spec, id))
+    Cgroup::open(&cgroup_path(spec, id, Unit::of(spec, id)?.as_deref())?)
 }
 
 /// Removes what a container left behind whose shim is gone: its processes and
@@ -593,7 +626,10 @@ pub fn clean_up(cgroup: &Path) -> Result<(), Error> {
 
 /// The same for a container whose specification is known, with its poststop hooks.
 pub fn clean_up_after(id: &str, bundle: &Path, spec: &Spec) -> Result<(), Error> {
-    let cleaned = clean_up(&cgroup_path(spec, id));
+    let unit = Unit::of(spec, id)?;
+    let cleaned = cgroup_path(spec, id, unit.as_deref())
+        .and_then(|path| Cgroup::open(&path))
+        .and_then(|cgroup| delete(&cgroup, unit.as_deref()));
     unmount_root(spec, bundle);
     let told = match Hooks::of(spec, id, bundle)? {
         Some(hooks) => hooks.run(Moment::Poststop, None, None),

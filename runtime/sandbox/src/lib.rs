@@ -27,6 +27,7 @@
 //! |---|---|
 //! | [`knarr_model::task::WASM_ANNOTATION`] | the Wasm jail: see [`wasm`](crate::Container) and RELIABILITY C.4 |
 //! | [`SECCOMP_ANNOTATION`] = `default` | the embedded Docker profile, resolved for the process's capabilities (leave `linux.seccomp` out) |
+//! | [`SYSTEMD_ANNOTATION`] = `true` | systemd makes the control group |
 //! | [`INIT_ANNOTATION`] = `true` | knarr-init stays as PID 1, forwards signals and reaps (`--init`) |
 //!
 //! `process.user.username`, where set, is Docker's `user[:group]`: it is
@@ -50,6 +51,7 @@ mod overlay;
 mod peek;
 mod plan;
 mod seccomp;
+mod systemd;
 mod teller;
 mod user;
 mod userns;
@@ -62,6 +64,9 @@ pub use container::{
 };
 pub use error::{Error, Failure};
 pub use lsm::apparmor;
-pub use options::{CreateOptions, INIT_ANNOTATION, Manner, RootfsMount, SECCOMP_ANNOTATION, Stdio};
+pub use options::{
+    CreateOptions, INIT_ANNOTATION, Manner, RootfsMount, SECCOMP_ANNOTATION, SYSTEMD_ANNOTATION,
+    Stdio,
+};
 pub use peek::open_in_root;
 pub use user::{ResolvedUser, resolve_user};

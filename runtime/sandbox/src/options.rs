@@ -10,6 +10,10 @@ use oci_spec::runtime::Spec;
 /// Annotation: `default` is the embedded Docker seccomp profile.
 pub const SECCOMP_ANNOTATION: &str = "dev.knarr.seccomp";
 
+/// Annotation: `true` lets systemd make the control group, a scope by the
+/// specification's `cgroupsPath`: `slice:prefix:name`.
+pub const SYSTEMD_ANNOTATION: &str = "dev.knarr.systemd";
+
 /// Annotation: `true` keeps knarr-init as PID 1 (`docker run --init`).
 pub const INIT_ANNOTATION: &str = "dev.knarr.init";
 

@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use knarr_sandbox::SYSTEMD_ANNOTATION;
 use oci_spec::runtime::Spec;
 
 use crate::args::Flags;
@@ -19,9 +20,24 @@ pub(crate) struct Bundle {
     pub(crate) spec: Spec,
 }
 
+/// Lets systemd make the control group, where the flag says so. Later calls
+/// find that in the container's own specification.
+pub(crate) fn group(spec: &mut Spec, flags: &Flags) -> Result<()> {
+    let mut annotations = spec.annotations().clone().unwrap_or_default();
+    ensure!(
+        !annotations.contains_key(SYSTEMD_ANNOTATION),
+        "annotation {SYSTEMD_ANNOTATION} is not for bundles"
+    );
+    if flags.has("systemd-cgroup") {
+        annotations.insert(SYSTEMD_ANNOTATION.to_owned(), "true".to_owned());
+        spec.set_annotations(Some(annotations));
+    }
+    Ok(())
+}
+
 /// Flags of all verbs that this host cannot follow.
 pub(crate) fn check_global(flags: &Flags) -> Result<()> {
-    if flags.has("systemd-cgroup") {
+    if flags.has("systemd-cgroup") && !Path::new("/run/systemd/system").is_dir() {
         // runc's words.
         bail!(
             "systemd cgroup flag passed, but systemd support for managing cgroups is not available"

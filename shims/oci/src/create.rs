@@ -118,6 +118,7 @@ fn make(
     let size = spec.process().as_ref().and_then(|process| process.console_size());
     let size = size.map(|size| (size.height() as u16, size.width() as u16));
     let (inherited, listening) = global.inherited.take();
+    config::group(&mut spec, &global.flags)?;
     crate::wasm::adapt(&mut spec, dir)?;
     if listening > 0 {
         tell_of_sockets(&mut spec, listening);

@@ -5,6 +5,9 @@
 //!   busybox, Knarr's programs, images, script ─┴─ initramfs ─ qemu ─ serial line ─ verdict
 //! ```
 //!
+//! It is booted twice: the second time systemd is process 1, from Debian's packages,
+//! and makes the groups.
+//!
 //! No hardware virtualisation is needed: the processor is emulated, which takes
 //! a good minute from the first to the last line. Its kernel is older than most,
 //! so that what newer ones offer is seen to be done without.
@@ -46,9 +49,14 @@ pub fn test() -> Result<()> {
     let (kernel, modules) = unpack_kernel(&work)?;
     let initramfs = work.join("initramfs");
     write_initramfs(&initramfs, &modules, &work)?;
-    let output = boot(&kernel, &initramfs)?;
+    judge("on cgroup v2", &boot(&kernel, &initramfs)?)?;
+    write_systemd(&initramfs, &work)?;
+    judge("under systemd", &boot(&kernel, &initramfs)?)
+}
+
+fn judge(what: &str, output: &str) -> Result<()> {
     let failures: Vec<&str> = output.lines().filter(|line| line.contains("not ok ")).collect();
-    ensure!(failures.is_empty(), "on cgroup v2:\n{}", failures.join("\n"));
+    ensure!(failures.is_empty(), "{what}:\n{}", failures.join("\n"));
     ensure!(output.contains("knarr-vm: all passed"), "the machine ended before its tests did");
     Ok(())
 }
@@ -108,24 +116,11 @@ fn write_initramfs(path: &Path, modules: &Path, work: &Path) -> Result<()> {
     }
     run(Path::new("/sbin/depmod"), &[Path::new("-b"), &slim, Path::new(&version)])?;
 
-    let mut archive = Cpio::default();
-    for directory in ["bin", "proc", "sys", "dev", "run", "tmp", "knarr", "newroot"] {
-        archive.directory(directory);
-    }
-    archive.file("bin/busybox", &fs::read("/bin/busybox").context("busybox-static")?, 0o755);
-    archive.file("init", include_bytes!("../vm/init.sh"), 0o755);
+    let mut archive = Cpio::with_basics(&["knarr-oci", "knarr-wasm"])?;
     archive.file("knarr/test.sh", include_bytes!("../vm/test.sh"), 0o755);
-    archive.file("knarr/oci.sh", include_bytes!("../vm/oci.sh"), 0o755);
     archive.file("knarr/profile.bin", &profile(work)?, 0o644);
-    for program in ["hello.wasm", "web.wasm"] {
-        let path = root().join("wasm-examples/prebuilt").join(program);
-        archive.file(&format!("knarr/{program}"), &fs::read(&path)?, 0o644);
-    }
     let bin = products()?;
-    for program in ["knarr", "knarrd", "containerd-shim-knarr-v1", "knarr-oci", "knarr-wasm"] {
-        let content = fs::read(bin.join(program)).with_context(|| program.to_owned())?;
-        archive.file(&format!("knarr/{program}"), &content, 0o755);
-    }
+    archive.products(&["knarr", "knarrd", "containerd-shim-knarr-v1"])?;
     for image in ["busybox", "layers", "hello", "hello-component", "web"] {
         let output = Command::new(bin.join("knarr-demo"))
             .args(["--archive", image])
@@ -138,6 +133,91 @@ fn write_initramfs(path: &Path, modules: &Path, work: &Path) -> Result<()> {
     archive.tree(&slim.join("lib"), "lib")?;
     fs::File::create(path)?.write_all(&archive.finish())?;
     Ok(())
+}
+
+/// The units of a system that runs one script.
+const UNITS: [(&str, &str); 2] = [
+    ("default.target", "[Unit]\nRequires=knarr.service\n"),
+    (
+        "knarr.service",
+        "[Unit]\nDefaultDependencies=no\n[Service]\nExecStart=/bin/sh /knarr/systemd.sh\n\
+         StandardOutput=tty\nStandardError=inherit\nTTYPath=/dev/ttyS0\n",
+    ),
+];
+
+/// A machine whose process 1 is systemd, unpacked and not installed.
+fn write_systemd(path: &Path, work: &Path) -> Result<()> {
+    let tree = unpack_systemd(work)?;
+    let mut archive = Cpio::with_basics(&["knarr-oci", "knarr-wasm"])?;
+    archive.file("knarr/systemd.sh", include_bytes!("../vm/systemd.sh"), 0o755);
+    for directory in
+        ["lib", "lib/x86_64-linux-gnu", "lib64", "etc", "etc/systemd", "etc/systemd/system"]
+    {
+        archive.directory(directory);
+    }
+    for (name, text) in UNITS {
+        archive.file(&format!("etc/systemd/system/{name}"), text.as_bytes(), 0o644);
+    }
+    archive.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n", 0o644);
+    let programs = [("lib/systemd/systemd", "systemd"), ("bin/systemctl", "systemctl")];
+    let mut libraries = std::collections::BTreeSet::new();
+    for (from, name) in programs {
+        let program = tree.join(from);
+        archive.file(&format!("knarr/{name}"), &fs::read(&program)?, 0o755);
+        libraries.extend(libraries_of(&program, &tree)?);
+    }
+    for library in libraries {
+        let name = library.file_name().context("a library has a name")?.to_string_lossy();
+        // Where the programs look for the loader is not where they look for the rest.
+        let directory = if name.starts_with("ld-") { "lib64" } else { "lib/x86_64-linux-gnu" };
+        archive.file(&format!("{directory}/{name}"), &fs::read(&library)?, 0o755);
+    }
+    fs::File::create(path)?.write_all(&archive.finish())?;
+    Ok(())
+}
+
+/// Fetches systemd's packages, and those that they need, once.
+fn unpack_systemd(work: &Path) -> Result<PathBuf> {
+    let tree = work.join("systemd");
+    if tree.join("lib/systemd/systemd").is_file() {
+        return Ok(tree);
+    }
+    let output = Command::new("apt-cache")
+        .args(["depends", "--recurse", "--no-recommends", "--no-suggests", "--no-conflicts"])
+        .args(["--no-breaks", "--no-replaces", "--no-enhances", "systemd"])
+        .output()?;
+    ensure!(output.status.success(), "apt-cache depends systemd: {}", output.status);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    // What begins a line is a package; libraries are all that is wanted beside systemd.
+    let packages = text.lines().filter(|line| *line == "systemd" || line.starts_with("lib"));
+    let packages: std::collections::BTreeSet<&str> =
+        packages.filter(|line| !line.contains(':')).collect();
+    let place = work.join("packages");
+    fs::create_dir_all(&place)?;
+    let status = Command::new("apt-get")
+        .args(["-qq", "download"])
+        .args(&packages)
+        .current_dir(&place)
+        .status()?;
+    ensure!(status.success(), "apt-get download of systemd's packages: {status}");
+    for entry in fs::read_dir(&place)? {
+        run(Path::new("dpkg"), &[Path::new("-x"), &entry?.path(), &tree])?;
+    }
+    Ok(tree)
+}
+
+/// What a program is linked with: from the tree where that has it.
+fn libraries_of(program: &Path, tree: &Path) -> Result<Vec<PathBuf>> {
+    let places =
+        ["usr/lib/x86_64-linux-gnu/systemd", "usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"]
+            .map(|place| tree.join(place).display().to_string());
+    let output =
+        Command::new("ldd").arg(program).env("LD_LIBRARY_PATH", places.join(":")).output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(!text.contains("not found"), "{} lacks a library:\n{text}", program.display());
+    let path =
+        |line: &str| line.split_whitespace().find(|word| word.starts_with('/')).map(PathBuf::from);
+    Ok(text.lines().filter_map(path).collect())
 }
 
 /// An AppArmor profile as the kernel takes it. Compiled here, and not loaded: this
@@ -222,6 +302,33 @@ struct Cpio {
 }
 
 impl Cpio {
+    /// A userland, the way to the script, and what both scripts need.
+    fn with_basics(programs: &[&str]) -> Result<Self> {
+        let mut new = Self::default();
+        for directory in ["bin", "proc", "sys", "dev", "run", "tmp", "knarr", "newroot"] {
+            new.directory(directory);
+        }
+        new.file("bin/busybox", &fs::read("/bin/busybox").context("busybox-static")?, 0o755);
+        new.file("init", include_bytes!("../vm/init.sh"), 0o755);
+        new.file("knarr/checks.sh", include_bytes!("../vm/checks.sh"), 0o755);
+        new.file("knarr/oci.sh", include_bytes!("../vm/oci.sh"), 0o755);
+        for program in ["hello.wasm", "web.wasm"] {
+            let path = root().join("wasm-examples/prebuilt").join(program);
+            new.file(&format!("knarr/{program}"), &fs::read(&path)?, 0o644);
+        }
+        new.products(programs)?;
+        Ok(new)
+    }
+
+    fn products(&mut self, programs: &[&str]) -> Result<()> {
+        let bin = products()?;
+        for program in programs {
+            let content = fs::read(bin.join(program)).with_context(|| (*program).to_owned())?;
+            self.file(&format!("knarr/{program}"), &content, 0o755);
+        }
+        Ok(())
+    }
+
     fn directory(&mut self, name: &str) {
         self.entry(name, 0o040_755, &[]);
     }

@@ -1,11 +1,13 @@
 #!/bin/busybox sh
 # First program of the emulated machine: leaves the initramfs (nothing can be
-# pivoted there) for a tmpfs, mounts what a Linux system has, runs the tests.
+# pivoted there) for a tmpfs, mounts what a Linux system has, runs the tests; or
+# leaves all that to systemd.
 if [ "$1" != stage2 ]; then
   /bin/busybox --install -s /bin
   mount -t tmpfs -o size=1200m root /newroot
-  for d in bin knarr lib init; do cp -a /$d /newroot/; done
-  cd /newroot && mkdir -p proc sys dev run tmp etc var
+  for d in bin knarr lib lib64 etc init; do [ -e /$d ] && cp -a /$d /newroot/; done
+  cd /newroot && mkdir -p proc sys dev run tmp etc usr var
+  [ -e /knarr/systemd ] && exec switch_root /newroot /knarr/systemd --log-target=console
   exec switch_root /newroot /init stage2
 fi
 export PATH=/bin:/knarr HOME=/tmp

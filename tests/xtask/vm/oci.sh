@@ -25,7 +25,7 @@ JSON
 oci() { $OCI "$@"; }
 # lives NAME GROUP: what everybody does with a container, in the group of that directory.
 lives() {
-  oci create --bundle $B $1 < /dev/null > /tmp/$1.log 2>&1; is "$1: create" 0 $?
+  oci create --bundle $B $1 < /dev/null > /tmp/$1.log 2>&1; is "$1: create" 0 $?; cat /tmp/$1.log
   has "$1: created" '"created"' "$(oci state $1 | grep status)"
   oci start $1; is "$1: start" 0 $?
   has "$1: running" '"running"' "$(oci state $1 | grep status)"

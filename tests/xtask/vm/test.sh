@@ -1,13 +1,7 @@
 # The basics of both kinds on cgroup v2. Prints "ok" and "not ok" lines and a last verdict.
 export DOCKER_HOST=unix:///run/knarr.sock
 ROOT=/sys/fs/cgroup/knarr
-failed=0
-is() { # is NAME WANT GOT
-  if [ "$2" = "$3" ]; then echo "ok $1"; else echo "not ok $1: want '$2', got '$3'"; failed=1; fi
-}
-has() { # has NAME NEEDLE TEXT
-  case "$3" in *"$2"*) echo "ok $1" ;; *) echo "not ok $1: no '$2' in '$3'"; failed=1 ;; esac
-}
+. /knarr/checks.sh
 # eventually NAME COMMAND…: what is served soon is asked for until it answers.
 eventually() {
   what=$1; shift; tries=0
@@ -18,8 +12,6 @@ eventually() {
   done
   echo "ok $what"
 }
-# stamp SECTION: how long the machine has run, for whoever wants it faster.
-stamp() { echo "-- $1, at $(cut -d ' ' -f 1 /proc/uptime) s"; }
 daemon() {
   rm -f /tmp/ready; mkfifo /tmp/ready
   knarrd --data-root /var/lib/knarr --exec-root /run/knarr --host $DOCKER_HOST --ready-fd 3 3>/tmp/ready 2>>/tmp/knarrd.log &
@@ -165,6 +157,7 @@ is "is confined" "knarr-vm (enforce)" "$(cat /proc/$(oci state four | sed -n 's/
 oci delete --force four
 config four '["true"]' ',"apparmorProfile":"nobody"' ""
 has "create with one that is not there" 'no such profile is loaded' "$(oci create --bundle $B four < /dev/null 2>&1)"
+has "no systemd" "systemd support for managing cgroups is not available" "$(knarr-oci --systemd-cgroup run --bundle $B four 2>&1)"
 rmdir /sys/fs/cgroup/knarr-vm; is "nothing is left in the parent" 0 $?
 stamp "end"
 [ $failed = 0 ] && echo "knarr-vm: all passed" || { echo "knarr-vm: failures"; tail -20 /tmp/knarrd.log; }

@@ -37,8 +37,14 @@ impl fmt::Display for Rule {
                 None => write!(f, "*{end}")?,
             }
         }
+        write!(f, "{}", self.access)
+    }
+}
+
+impl fmt::Display for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (bit, letter) in [(READ, "r"), (WRITE, "w"), (MKNOD, "m")] {
-            if self.access.0 & bit != 0 {
+            if self.0 & bit != 0 {
                 f.write_str(letter)?;
             }
         }
@@ -106,6 +112,43 @@ pub(super) fn rules(asked: &[LinuxDeviceCgroup]) -> Vec<Rule> {
         }));
     }
     rules
+}
+
+/// What is allowed, as systemd names devices, with the access; none where
+/// everything is. What is denied again by a later rule cannot be said there.
+pub(crate) fn names(asked: &[LinuxDeviceCgroup]) -> Option<Vec<(String, String)>> {
+    let rules = rules(asked);
+    if rules.iter().any(|rule| rule.allow && rule.kind == 'a') {
+        return None;
+    }
+    let drivers = std::fs::read_to_string("/proc/devices").unwrap_or_default();
+    let allowed = rules.iter().filter(|rule| rule.allow);
+    Some(allowed.filter_map(|rule| Some((rule.name(&drivers)?, rule.access.to_string()))).collect())
+}
+
+impl Rule {
+    /// By number, by driver, or all of the kind (systemd.resource-control(5)).
+    fn name(&self, drivers: &str) -> Option<String> {
+        let kind = if self.kind == 'b' { "block" } else { "char" };
+        match (self.major, self.minor) {
+            (Some(major), Some(minor)) => Some(format!("/dev/{kind}/{major}:{minor}")),
+            (None, None) => Some(format!("{kind}-*")),
+            (Some(major), None) => {
+                driver(drivers, self.kind, major).map(|name| format!("{kind}-{name}"))
+            }
+            (None, Some(_)) => None,
+        }
+    }
+}
+
+/// The name of a driver in `/proc/devices`.
+fn driver(drivers: &str, kind: char, major: u32) -> Option<&str> {
+    let heading = if kind == 'b' { "Block devices:" } else { "Character devices:" };
+    let section = drivers.split("\n\n").find_map(|section| section.strip_prefix(heading))?;
+    section.lines().find_map(|line| {
+        let (number, name) = line.trim().split_once(' ')?;
+        (number.parse() == Ok(major)).then_some(name)
+    })
 }
 
 /// An eBPF program that answers 1 to allow and 0 to deny: the rules from the
@@ -260,6 +303,18 @@ mod tests {
         let all = rules(&[rule(true, None, None, "rwm")]);
         assert_eq!(all.len(), 1);
         assert!(run(&compile(&all), 1, 8, 0, READ | WRITE | MKNOD));
+    }
+
+    #[test]
+    fn systemd_knows_devices_by_number_and_by_driver() {
+        let drivers = "Character devices:\n  1 mem\n136 pts\n\nBlock devices:\n  7 loop\n";
+        assert_eq!(driver(drivers, 'c', 136), Some("pts"));
+        assert_eq!(driver(drivers, 'b', 7), Some("loop"));
+        assert_eq!(driver(drivers, 'b', 1), None);
+        let names = names(&[rule(true, Some(LinuxDeviceType::C), Some(10), "r")]).expect("names");
+        let has = |name: &str, access: &str| names.contains(&(name.into(), access.into()));
+        assert!(has("/dev/char/1:3", "rwm") && has("block-*", "m"), "{names:?}");
+        assert_eq!(super::names(&[rule(true, None, None, "rwm")]), None);
     }
 
     #[test]

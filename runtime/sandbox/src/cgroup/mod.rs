@@ -27,7 +27,9 @@ use knarr_model::task::TaskStats;
 use oci_spec::runtime::LinuxResources;
 use rustix::io::Errno;
 
+pub(crate) use devices::names as device_names;
 pub(crate) use layout::Layout;
+pub(crate) use v2::{swap_alone, weight};
 
 use crate::{Error, Failure};
 
@@ -47,6 +49,21 @@ const PATIENCE: Duration = Duration::from_secs(10);
 impl Cgroup {
     /// Makes the group in every hierarchy. It may exist, but not with processes.
     pub fn create(path: &Path) -> Result<Self, Error> {
+        let (cgroup, fresh) = Self::make(path)?;
+        if !fresh && !cgroup.pids()?.is_empty() {
+            let text = format!("cgroup {} has processes of another container", path.display());
+            return Err(Error::new(Failure::InvalidSpec, text));
+        }
+        Ok(cgroup)
+    }
+
+    /// One that systemd has made around the first process, in the hierarchies
+    /// that systemd cares for.
+    pub(crate) fn adopt(path: &Path) -> Result<Self, Error> {
+        Self::make(path).map(|(cgroup, _)| cgroup)
+    }
+
+    fn make(path: &Path) -> Result<(Self, bool), Error> {
         let mut cgroup = Self::open(path)?;
         let mut fresh = true;
         for hierarchy in cgroup.layout.hierarchies() {
@@ -66,11 +83,7 @@ impl Cgroup {
                 Error::system(format_args!("open cgroup {}", dir.display()), error)
             })?);
         }
-        if !fresh && !cgroup.pids()?.is_empty() {
-            let text = format!("cgroup {} has processes of another container", path.display());
-            return Err(Error::new(Failure::InvalidSpec, text));
-        }
-        Ok(cgroup)
+        Ok((cgroup, fresh))
     }
 
     /// The group of that path, made or not: for cleaning up after a crash.

@@ -34,7 +34,7 @@ pub(super) fn limit(dir: &Path, resources: &LinuxResources, first: bool) -> Resu
         }
         if let Some(swap) = memory.swap().filter(|bytes| *bytes != 0) {
             // OCI counts memory and swap together, v2 swap alone.
-            let alone = if swap < 0 { swap } else { (swap - memory.limit().unwrap_or(0)).max(0) };
+            let alone = swap_alone(swap, memory.limit());
             // Without swap in the kernel there is no such file, and nothing to limit.
             if dir.join("memory.swap.max").exists() {
                 set("memory.swap.max", &max_or(alone))?;
@@ -98,8 +98,13 @@ pub(super) fn limit(dir: &Path, resources: &LinuxResources, first: bool) -> Resu
     Ok(())
 }
 
+/// OCI's limit of memory and swap together as one of swap.
+pub(crate) fn swap_alone(both: i64, memory: Option<i64>) -> i64 {
+    if both < 0 { both } else { (both - memory.unwrap_or(0)).max(0) }
+}
+
 /// Shares of 2…262144 as a weight of 1…10000 (runc's conversion).
-fn weight(shares: u64) -> u64 {
+pub(crate) fn weight(shares: u64) -> u64 {
     1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
 }
 

@@ -1,0 +1,39 @@
+# knarr-oci with groups that systemd makes. A service's only program; systemd is process 1.
+export PATH=/bin:/knarr HOME=/tmp
+. /knarr/checks.sh
+stamp "systemd"
+OCI=${OCI:-knarr-oci --root /run/oci --systemd-cgroup}
+CGROUP=knarr-vm.slice:vm:
+SLICE=/sys/fs/cgroup/knarr.slice/knarr-vm.slice
+. /knarr/oci.sh
+bundle
+has "it is process 1" systemd "$(cat /proc/1/comm)"
+both $SLICE/vm- .scope
+show() { systemctl show --property $2 --value $1; }
+config four '["sleep","1000"]' "" ",\"resources\":{$RESOURCES,$DEVICES}$NODES"
+sed -i 's/"hostname"/"annotations":{"org.systemd.property.TimeoutStopSec":"7"},"hostname"/' $B/config.json
+oci run --detach --bundle $B four < /dev/null > /dev/null 2>&1; is "run in the background" 0 $?
+is "systemd knows it" "active knarr-vm.slice" "$(show vm-four.scope ActiveState) $(show vm-four.scope Slice)"
+is "systemd knows its limits" "67108864 33554432 50331648 50 500ms 0" "$(for name in MemoryMax MemoryLow MemoryHigh TasksMax CPUQuotaPerSecUSec AllowedCPUs; do show vm-four.scope $name; done | xargs)"
+is "its group is delegated" yes "$(show vm-four.scope Delegate)"
+is "a property by annotation" 7s "$(show vm-four.scope TimeoutStopUSec)"
+systemctl daemon-reload; is "systemd is reloaded" 0 $?
+is "limits survive that" "67108864 33554432 50331648 50 50000 100000 0" "$(cat $SLICE/vm-four.scope/memory.max $SLICE/vm-four.scope/memory.low $SLICE/vm-four.scope/memory.high $SLICE/vm-four.scope/pids.max $SLICE/vm-four.scope/cpu.max $SLICE/vm-four.scope/cpuset.cpus | xargs)"
+is "devices too" "0 not permitted" "$(oci exec four sh -c 'dd if=/dev/kmsg of=/dev/null bs=8192 count=1 2> /dev/null; echo $?; mknod /n c 1 1 2>&1; head -c 1 /n 2>&1 > /dev/null | grep -o "not permitted"' | xargs)"
+oci update --memory 100663296 --memory-swap 134217728 four
+is "an update keeps the others" "100663296 50331648" "$(cat $SLICE/vm-four.scope/memory.max $SLICE/vm-four.scope/memory.high | xargs)"
+systemctl daemon-reload
+is "and survives, too" "100663296 50331648" "$(cat $SLICE/vm-four.scope/memory.max $SLICE/vm-four.scope/memory.high | xargs)"
+oci delete --force four; is "delete by force" 0 $?
+is "no unit is left" "" "$(systemctl list-units --all --plain --no-legend 'vm-*')"
+config four '["true"]' "" ""
+sed -i 's/"cgroupsPath":"[^"]*"/"cgroupsPath":""/; s/"true"/"cat","\/proc\/1\/cgroup"/; s/,{"type":"cgroup"}//' $B/config.json
+is "without a path" "0::/system.slice/knarr-four.scope" "$(oci run --bundle $B four < /dev/null)"
+sed -i 's/"cgroupsPath":"[^"]*"/"cgroupsPath":"\/a\/b"/' $B/config.json
+has "a path is refused" 'slice:prefix:name' "$(oci run --bundle $B four 2>&1)"
+sed -i 's/"cgroupsPath":"[^"]*"/"cgroupsPath":"a--b.slice:p:n"/' $B/config.json
+has "what is no slice too" 'invalid slice name' "$(oci run --bundle $B four 2>&1)"
+is "nothing is left" "" "$(oci list -q; systemctl list-units --all --plain --no-legend 'vm-*' 'knarr-*.scope')"
+stamp "end"
+[ $failed = 0 ] && echo "knarr-vm: all passed" || echo "knarr-vm: failures"
+poweroff -f
