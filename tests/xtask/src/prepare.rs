@@ -9,13 +9,14 @@ use crate::run::{cargo, run};
 /// A userland for the native container's shell, and `ip` to look at networks.
 pub const DEMO: &[&str] = &["iproute2"];
 
-/// Userlands, a real registry, image tools, a containerd with its own shim, the
-/// packet filter's own lister.
+/// Userlands, a real registry, image tools, a containerd with its own shim and the
+/// plugins of pods' networks, the packet filter's own lister.
 pub const TESTS: &[&str] = &[
     "bsdutils",
     "busybox-static",
     "ca-certificates",
     "containerd",
+    "containernetworking-plugins",
     "debootstrap",
     "docker.io",
     "docker-registry",

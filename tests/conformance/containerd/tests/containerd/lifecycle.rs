@@ -1,6 +1,6 @@
 //! The everyday verbs, and what containerd is told of them.
 
-use crate::support::{both, ours};
+use crate::support::{KNARR, both, ours};
 
 #[test]
 fn a_container_runs_and_its_exit_code_arrives() {
@@ -24,7 +24,13 @@ fn verbs_of_a_running_container() {
     both(|containerd| {
         containerd.sleeper(&["--env", "CARGO=grain"], "one");
         assert_eq!(containerd.status("one"), "RUNNING");
-        let exec = containerd.exec("one", &["sh", "-c", "echo $CARGO; echo talk >&2; exit 3"]);
+        let exec = loop {
+            let exec = containerd.exec("one", &["sh", "-c", "echo $CARGO; echo talk >&2; exit 3"]);
+            // containerd's own shim loses output of short commands now and then.
+            if containerd.runtime == KNARR || exec.out.len() + exec.err.len() == 11 {
+                break exec;
+            }
+        };
         assert_eq!((exec.code, exec.out.as_str(), exec.err.as_str()), (3, "grain\n", "talk\n"));
 
         containerd.ctr(&["task", "pause", "one"]).ok();
@@ -128,16 +134,20 @@ fn what_cannot_be_done_is_said() {
 
 #[test]
 fn many_lives_in_parallel_leave_nothing() {
+    // All 1,000 take minutes: SPECIFICATION.md has their figures.
+    let full = std::env::var_os("KNARR_TEST_STRESS").is_some();
+    let (lives, lanes) = if full { (1000, 16) } else { (64, 16) };
     both(|containerd| {
         let events = containerd.events();
         let next = std::sync::atomic::AtomicUsize::new(0);
         let containerd = &*containerd;
+        let began = std::time::Instant::now();
         std::thread::scope(|scope| {
-            for _ in 0..8 {
+            for _ in 0..lanes {
                 scope.spawn(|| {
                     loop {
                         let at = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                        if at >= 64 {
+                        if at >= lives {
                             return;
                         }
                         let id = format!("many{at}");
@@ -149,11 +159,20 @@ fn many_lives_in_parallel_leave_nothing() {
                 });
             }
         });
-        for at in 0..64 {
+        eprintln!("{lives} lives on {}: {:?}", containerd.runtime, began.elapsed());
+        events.await_event(&format!("many{}", lives - 1), "delete");
+        let told = loop {
+            let told = events.by_container();
+            let ended = |told: &Vec<String>| told.last().is_some_and(|last| last == "delete");
+            if told.values().filter(|told| ended(told)).count() == lives {
+                break told;
+            }
+            std::thread::yield_now();
+        };
+        for at in 0..lives {
             let id = format!("many{at}");
-            events.await_event(&id, "delete");
             let exit = format!("exit {id} {}", at % 5);
-            assert_eq!(events.of(&id), ["create", "start", &exit, "delete"]);
+            assert_eq!(told[&id], ["create", "start", &exit, "delete"]);
         }
         containerd.assert_clean();
     });

@@ -2,10 +2,22 @@
 
 #![forbid(unsafe_code)]
 
+mod api;
 mod bootstrap;
+mod cri;
+mod cri_rights;
+mod grpc;
 mod lifecycle;
+mod pod;
 mod pods;
 mod streams;
 mod support;
 mod survival;
 mod wasm;
+mod websocket;
+
+/// The messages of `proto/`, made by the build script.
+mod proto {
+    #![allow(missing_docs, clippy::all)]
+    include!(concat!(env!("OUT_DIR"), "/proto/mod.rs"));
+}

@@ -37,7 +37,7 @@ fn input_ends_and_output_arrives_whole() {
 fn terminals_are_the_containers_own() {
     both(|containerd| {
         let inside = |line: &str| {
-            let line = format!("ctr -a /run/ct.sock -n {} {line}", containerd.namespace);
+            let line = format!("ctr -a {} -n {} {line}", containerd.socket, containerd.namespace);
             let mut script = std::process::Command::new("script");
             script.args(["-qec", &line, "/dev/null"]).stdin(Stdio::null());
             crate::support::run(&mut script)

@@ -1,8 +1,12 @@
 //! A containerd of one's own: private mounts, an empty `/run`, a private network,
 //! its own roots and sockets, and a containerd namespace (so also a parent cgroup)
 //! of its own name.
+//!
+//! `KNARR_TEST_CONTAINERD` names directories (as in `PATH`) whose `containerd`, `ctr`,
+//! shims and `runc` are used instead of the machine's: other versions are tried so.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -26,13 +30,16 @@ pub const KNARR: &str = "io.containerd.knarr.v1";
 /// The image that [`Containerd::start`] imports.
 pub const BUSYBOX: &str = "docker.io/library/busybox:latest";
 
-const SOCKET: &str = "/run/ct.sock";
+/// A directory list of programs that go before the machine's.
+const PROGRAMS: &str = "KNARR_TEST_CONTAINERD";
 
 /// A running containerd.
 pub struct Containerd {
     pub dir: TempDir,
     pub namespace: String,
     pub runtime: &'static str,
+    /// Where it listens; its shims have this on their command lines.
+    pub socket: String,
     daemon: Option<Child>,
 }
 
@@ -68,42 +75,103 @@ pub fn ours(scenario: impl Fn(&mut Containerd)) {
     scenario(&mut Containerd::start(KNARR));
 }
 
+/// The same with Kubernetes' door open: both runtimes are handlers of it.
+pub fn with_cri(scenario: impl Fn(&mut Containerd)) {
+    enter();
+    // Network plugins keep their books below.
+    tmpfs("/var/lib");
+    let mut containerd = Containerd::prepare(KNARR, "k8s.io");
+    fs::write(containerd.path("config.toml"), crate::pod::configuration(&containerd)).unwrap();
+    containerd.start_daemon();
+    containerd.import_busybox();
+    scenario(&mut containerd);
+}
+
+/// A program of the containerd to be tried.
+pub fn program(name: &str) -> PathBuf {
+    let list = std::env::var_os(PROGRAMS).unwrap_or_default();
+    let found = std::env::split_paths(&list).map(|dir| dir.join(name)).find(|path| path.exists());
+    found.unwrap_or_else(|| name.into())
+}
+
+/// Its first number: 1 or 2.
+pub fn generation() -> u32 {
+    let said = run(Command::new(program("containerd")).arg("--version")).ok();
+    // "containerd github.com/containerd/containerd 1.6.20…"
+    let version = said.split_whitespace().nth(2).unwrap_or_default().trim_start_matches('v');
+    version.split('.').next().unwrap_or_default().parse().expect("a version")
+}
+
+fn tmpfs(place: &str) {
+    let none: Option<&str> = None;
+    mount(Some("tmpfs"), place, Some("tmpfs"), MsFlags::empty(), none).unwrap();
+}
+
 fn enter() {
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).expect("these tests need root");
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none).unwrap();
+    tmpfs("/run");
     assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
 }
 
 impl Containerd {
     fn start(runtime: &'static str) -> Self {
-        let dir = tempfile::Builder::new().prefix("knarr-containerd-").tempdir().unwrap();
-        let namespace = format!("knarr-ctd-{}", std::process::id());
+        let mut this = Self::prepare(runtime, &unique_name());
         let config = format!(
-            "version = 2\nroot = \"{}/root\"\nstate = \"/run/ct\"\n\
-             disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
-             [grpc]\naddress = \"{SOCKET}\"\n[ttrpc]\naddress = \"{SOCKET}.ttrpc\"\n",
-            dir.path().display()
+            "{}disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n{}",
+            this.head(2),
+            this.sockets()
         );
-        fs::write(dir.path().join("config.toml"), config).unwrap();
-        let mut this = Self { dir, namespace, runtime, daemon: None };
+        fs::write(this.path("config.toml"), config).unwrap();
         this.start_daemon();
-        let archive = this.path("busybox.tar");
-        fs::write(&archive, ImageBuilder::busybox().unwrap().docker_archive()).unwrap();
-        this.ctr(&["image", "import", archive.to_str().unwrap()]).ok();
+        this.import_busybox();
         this
+    }
+
+    fn prepare(runtime: &'static str, namespace: &str) -> Self {
+        let dir = tempfile::Builder::new().prefix("knarr-containerd-").tempdir().unwrap();
+        let socket = format!("/run/{}.sock", unique_name());
+        Self { dir, namespace: namespace.to_owned(), runtime, socket, daemon: None }
+    }
+
+    /// The configuration's first lines.
+    pub fn head(&self, version: u32) -> String {
+        let root = self.path("root");
+        format!("version = {version}\nroot = \"{}\"\nstate = \"/run/ct\"\n", root.display())
+    }
+
+    /// The tables of the configuration that say where it listens and installs.
+    pub fn sockets(&self) -> String {
+        format!(
+            "[grpc]\naddress = \"{0}\"\n[ttrpc]\naddress = \"{0}.ttrpc\"\n\
+             [plugins.\"io.containerd.internal.v1.opt\"]\npath = \"{1}\"\n",
+            self.socket,
+            self.path("opt").display()
+        )
+    }
+
+    fn import_busybox(&self) {
+        self.import(ImageBuilder::busybox().unwrap());
+    }
+
+    /// Imports an image under its own name.
+    pub fn import(&self, image: ImageBuilder) {
+        let archive = self.path(&format!("{}.tar", unique()));
+        fs::write(&archive, image.docker_archive()).unwrap();
+        self.ctr(&["image", "import", archive.to_str().unwrap()]).ok();
     }
 
     /// Starts the daemon, again perhaps, and returns when it answers.
     pub fn start_daemon(&mut self) {
         let log = File::options().create(true).append(true).open(self.path("log")).unwrap();
-        let path = std::env::var("PATH").unwrap_or_default();
-        let child = Command::new("containerd")
+        let [path, others] = ["PATH", PROGRAMS].map(|name| std::env::var(name).unwrap_or_default());
+        let child = Command::new(program("containerd"))
             .arg("-c")
             .arg(self.path("config.toml"))
-            .args(["-l", "debug"])
-            .env("PATH", format!("{}:{path}", bin_dir().display()))
+            // In debugging, the CRI writes each of its answers down.
+            .args(["-l", if self.namespace == "k8s.io" { "info" } else { "debug" }])
+            .env("PATH", format!("{}:{others}:{path}", bin_dir().display()))
             // Shims inherit it: the code of Wasm programs is kept there.
             .env("KNARR_DATA_ROOT", self.path("data"))
             .stdin(Stdio::null())
@@ -136,8 +204,11 @@ impl Containerd {
 
     /// A `ctr` command, not started yet.
     pub fn ctr_command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new("ctr");
-        command.args(["-a", SOCKET, "-n", &self.namespace]).args(arguments).stdin(Stdio::null());
+        let mut command = Command::new(program("ctr"));
+        command
+            .args(["-a", &self.socket, "-n", &self.namespace])
+            .args(arguments)
+            .stdin(Stdio::null());
         command
     }
 
@@ -216,7 +287,7 @@ impl Containerd {
         code.map_or(0, |(_, code)| code.trim_end_matches(['"', '\n']).parse().unwrap())
     }
 
-    /// The shims of this containerd's namespace: process and command line.
+    /// The shims of this containerd: process and command line.
     pub fn shims(&self) -> Vec<(i32, String)> {
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").unwrap().flatten() {
@@ -225,7 +296,7 @@ impl Containerd {
             };
             let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
             let line = String::from_utf8_lossy(&line).replace('\0', " ");
-            if line.contains("containerd-shim-") && line.contains(&self.namespace) {
+            if line.contains("containerd-shim-") && line.contains(&self.socket) {
                 found.push((pid, line));
             }
         }
@@ -244,10 +315,11 @@ impl Containerd {
         Events { child, path }
     }
 
-    fn cgroups(&self) -> Vec<PathBuf> {
+    /// The parent of all its containers' cgroups, in each hierarchy.
+    pub fn cgroups(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
         for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            let path = hierarchy.path().join(&self.namespace);
+            let path = hierarchy.path().join(unique_name());
             if path.is_dir() {
                 found.push(path);
             }
@@ -341,20 +413,24 @@ impl Events {
 
     /// The topics of one container so far; of exits, whose and how.
     pub fn of(&self, id: &str) -> Vec<String> {
-        let word = |(topic, event): (String, Value)| {
+        self.by_container().remove(id).unwrap_or_default()
+    }
+
+    /// The same of every container.
+    pub fn by_container(&self) -> BTreeMap<String, Vec<String>> {
+        let mut all: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (topic, event) in self.tasks() {
             let text = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
-            if text("container_id") != id {
-                return None;
-            }
-            Some(match topic.as_str() {
+            let word = match topic.as_str() {
                 "exit" => {
                     format!("exit {} {}", text("id"), event["exit_status"].as_u64().unwrap_or(0))
                 }
                 "exec-added" | "exec-started" => format!("{topic} {}", text("exec_id")),
                 _ => topic,
-            })
-        };
-        self.tasks().into_iter().filter_map(word).collect()
+            };
+            all.entry(text("container_id")).or_default().push(word);
+        }
+        all
     }
 
     /// Waits until a container has an event.
@@ -380,6 +456,11 @@ pub fn run(command: &mut Command) -> Ran {
         out: text(&output.stdout),
         err: text(&output.stderr),
     }
+}
+
+/// Nobody else's while this process lives.
+pub fn unique_name() -> String {
+    format!("knarr-ctd-{}", std::process::id())
 }
 
 pub fn unique() -> String {

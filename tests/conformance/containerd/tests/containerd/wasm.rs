@@ -9,7 +9,7 @@ use crate::support::{Containerd, KNARR, Ran, ours};
 const POD: [&str; 2] = ["--annotation", "io.kubernetes.cri.sandbox-id=pod"];
 
 /// Imports a guest of the tree as an ordinary image of this machine's platform.
-fn import(containerd: &Containerd, guest: &str) -> String {
+pub fn import(containerd: &Containerd, guest: &str) -> String {
     let name = format!("docker.io/library/{guest}:latest");
     let path = containerd.path(&format!("{guest}.tar"));
     let image = ImageBuilder::wasm(&name, guest).unwrap().platform("linux", "amd64");
