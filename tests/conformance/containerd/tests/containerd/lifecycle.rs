@@ -160,11 +160,12 @@ fn many_lives_in_parallel_leave_nothing() {
             }
         });
         eprintln!("{lives} lives on {}: {:?}", containerd.runtime, began.elapsed());
-        events.await_event(&format!("many{}", lives - 1), "delete");
+        // containerd's own shim (of 2.1) may end before its last event is told.
+        let last = if containerd.runtime == KNARR { "delete" } else { "exit" };
         let told = loop {
             let told = events.by_container();
-            let ended = |told: &Vec<String>| told.last().is_some_and(|last| last == "delete");
-            if told.values().filter(|told| ended(told)).count() == lives {
+            let ended = |told: &&Vec<String>| told.iter().any(|event| event.starts_with(last));
+            if told.values().filter(ended).count() == lives {
                 break told;
             }
             std::thread::yield_now();
@@ -172,7 +173,10 @@ fn many_lives_in_parallel_leave_nothing() {
         for at in 0..lives {
             let id = format!("many{at}");
             let exit = format!("exit {id} {}", at % 5);
-            assert_eq!(told[&id], ["create", "start", &exit, "delete"]);
+            let want = ["create", "start", &exit, "delete"];
+            let whole =
+                if told[&id].len() == 4 { 4 } else { want.len() - usize::from(last == "exit") };
+            assert_eq!(told[&id], want[..whole]);
         }
         containerd.assert_clean();
     });
