@@ -48,7 +48,7 @@ use containerd_shim_protos::{
 use knarr_model::task::{ExitRecord, InitRecord};
 use sha2::{Digest as _, Sha256};
 
-use crate::{args::Caller, attach, records};
+use crate::{args::Caller, attach, options::Options, records};
 
 /// Where containerd serves the events that shims forward.
 pub(crate) const TTRPC_ADDRESS: &str = "TTRPC_ADDRESS";
@@ -88,8 +88,9 @@ pub(crate) fn start(caller: &Caller) -> Result<()> {
         None if input.is_empty() => Vec::new(),
         None => vec![Any::parse_from_bytes(&input).context("the runtime's options are damaged")?],
     };
+    // They come again with each container; what is wrong is said once, and early.
     for any in &options {
-        accept(any)?;
+        Options::of(any)?;
     }
     let group = group(Path::new("config.json"))?.unwrap_or_else(|| caller.id.clone());
     let directory = match bootstrap.as_ref().and_then(|params| params.socket_dir.as_deref()) {
@@ -130,18 +131,6 @@ fn answer(bootstrapped: bool, address: &str) -> Result<Vec<u8>> {
         return Ok(json.to_string().into_bytes());
     }
     Ok(address.as_bytes().to_vec())
-}
-
-/// Options of a runtime: we have none, and runc's defaults ask for nothing.
-pub(crate) fn accept(options: &Any) -> Result<()> {
-    let known = ["runtimeoptions.v1.Options", "containerd.runc.v1.Options"];
-    let name = options.type_url.rsplit('/').next().unwrap_or_default();
-    anyhow::ensure!(
-        options.value.is_empty() && (name.is_empty() || known.contains(&name)),
-        "options of type {} are not supported: the runtime io.containerd.knarr.v1 has none",
-        options.type_url
-    );
-    Ok(())
 }
 
 /// The annotation that says with whom a container shares its shim.
@@ -314,21 +303,6 @@ mod tests {
             Path::new("/run/containerd/s")
         );
         assert_eq!(sockets_of(""), Path::new("/run/containerd/s"));
-    }
-
-    #[test]
-    fn only_empty_options_are_taken() {
-        let any = |type_url: &str, value: &[u8]| Any {
-            type_url: type_url.into(),
-            value: value.to_vec(),
-            ..Default::default()
-        };
-        accept(&any("containerd.runc.v1.Options", b"")).unwrap();
-        accept(&any("type.googleapis.com/runtimeoptions.v1.Options", b"")).unwrap();
-        accept(&any("", b"")).unwrap();
-        let refused = accept(&any("containerd.runc.v1.Options", b"\x08\x01")).unwrap_err();
-        assert!(refused.to_string().contains("containerd.runc.v1.Options"), "{refused}");
-        accept(&any("io.containerd.kata.v2.Options", b"")).unwrap_err();
     }
 
     #[test]

@@ -35,6 +35,7 @@ mod json_log;
 mod lifeline;
 mod metrics;
 mod netdev;
+mod options;
 mod process;
 mod publish;
 mod reaper;

@@ -31,6 +31,7 @@ use ttrpc::asynchronous::{Service, TtrpcContext};
 use crate::{
     error::{Error, Result},
     guest, metrics,
+    options::Options,
     process::Exit,
     publish::{Event, Publisher},
     stdio::Addresses,
@@ -127,10 +128,12 @@ impl Tasks {
         if !request.checkpoint.is_empty() || !request.parent_checkpoint.is_empty() {
             return Err(no_checkpoint());
         }
-        if let (Some(options), Some(_)) = (request.options.as_ref(), &self.containerd) {
-            crate::containerd::accept(options)
-                .map_err(|error| Error::invalid(error.to_string()))?;
-        }
+        let options = match (request.options.as_ref(), &self.containerd) {
+            (Some(options), Some(_)) => {
+                Options::of(options).map_err(|error| Error::invalid(format!("{error:#}")))?
+            }
+            _ => Options::default(),
+        };
         let exists = || Error::exists(format!("task {} already exists", request.id));
         if lock(&self.tasks).contains_key(&request.id) {
             return Err(exists());
@@ -182,6 +185,7 @@ impl Tasks {
             clients: &self.clients,
             containerd: self.containerd.as_ref(),
             wasm: wasm.as_ref(),
+            options,
         })?;
         let pid = task.init.pid();
         tasks.insert(request.id, task);

@@ -34,7 +34,9 @@ use knarr_model::{
     Signal,
     task::{ExitRecord, InitRecord, TaskStats, WASM_ANNOTATION, WasmLaunch},
 };
-use knarr_sandbox::{Child, Container, CreateOptions, Created, Manner, RootfsMount};
+use knarr_sandbox::{
+    Child, Container, CreateOptions, Created, Manner, RootfsMount, SYSTEMD_ANNOTATION,
+};
 use oci_spec::runtime as oci;
 use tokio::{net::UnixListener, time::timeout};
 use tokio_util::task::TaskTracker;
@@ -43,6 +45,7 @@ use crate::{
     attach,
     error::{Error, Result},
     guest, netdev,
+    options::Options,
     process::{Exit, Process},
     publish::{Event, Publisher},
     records,
@@ -71,6 +74,8 @@ pub(crate) struct NewTask<'a> {
     pub(crate) containerd: Option<&'a (String, Publisher)>,
     /// What containerd's container is as a Wasm program; knarrd says it in the specification.
     pub(crate) wasm: Option<&'a WasmLaunch>,
+    /// containerd's, of the runtime.
+    pub(crate) options: Options,
 }
 
 /// One task.
@@ -116,6 +121,12 @@ impl Task {
             .map_err(|error| Error::invalid(format!("load {}: {error}", config.display())))?;
         if new.containerd.is_some() {
             guest::adopt(&mut spec, new.wasm)?;
+            let mut annotations = spec.annotations().clone().unwrap_or_default();
+            annotations.remove(SYSTEMD_ANNOTATION);
+            if new.options.systemd_cgroup {
+                annotations.insert(SYSTEMD_ANNOTATION.to_owned(), "true".to_owned());
+            }
+            spec.set_annotations(Some(annotations));
         }
         let size = spec.process().as_ref().and_then(|process| process.console_size());
         let wasm = spec.annotations().as_ref().is_some_and(|all| all.contains_key(WASM_ANNOTATION));
@@ -130,7 +141,12 @@ impl Task {
         };
         // To knarrd, which makes the network between the two, an error of create
         // and one of start are the same; containerd's clients tell them apart.
-        let manner = Manner { hasty: new.containerd.is_none(), ..Manner::default() };
+        let manner = Manner {
+            hasty: new.containerd.is_none(),
+            no_pivot: new.options.no_pivot_root,
+            no_new_keyring: new.options.no_new_keyring,
+            ..Manner::default()
+        };
         let mut created = knarr_sandbox::create_with(options, manner)?;
         let child = created.container().init().clone();
         init.started(child.clone(), created.console())?;

@@ -135,13 +135,29 @@ fn write_initramfs(path: &Path, modules: &Path, work: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The units of a system that runs one script.
-const UNITS: [(&str, &str); 2] = [
-    ("default.target", "[Unit]\nRequires=knarr.service\n"),
+/// The files of a system that runs one script and, when that says so, a bus.
+const SYSTEM: [(&str, &str); 6] = [
+    ("passwd", "root:x:0:0:root:/root:/bin/sh\n"),
+    ("systemd/system/default.target", "[Unit]\nRequires=knarr.service\n"),
     (
-        "knarr.service",
+        "systemd/system/knarr.service",
         "[Unit]\nDefaultDependencies=no\n[Service]\nExecStart=/bin/sh /knarr/systemd.sh\n\
          StandardOutput=tty\nStandardError=inherit\nTTYPath=/dev/ttyS0\n",
+    ),
+    (
+        "systemd/system/dbus.socket",
+        "[Unit]\nDefaultDependencies=no\n[Socket]\nListenStream=/run/dbus/system_bus_socket\n",
+    ),
+    (
+        "systemd/system/dbus.service",
+        "[Unit]\nDefaultDependencies=no\nRequires=dbus.socket\n[Service]\nType=notify\n\
+         ExecStart=/knarr/dbus-daemon --config-file=/etc/dbus.conf --address=systemd: --nofork --nopidfile\n",
+    ),
+    (
+        "dbus.conf",
+        "<busconfig><type>system</type><listen>unix:path=/run/dbus/system_bus_socket</listen>\
+         <auth>EXTERNAL</auth><policy context=\"default\"><allow user=\"*\"/><allow own=\"*\"/>\
+         <allow send_destination=\"*\"/><allow receive_sender=\"*\"/></policy></busconfig>\n",
     ),
 ];
 
@@ -155,11 +171,14 @@ fn write_systemd(path: &Path, work: &Path) -> Result<()> {
     {
         archive.directory(directory);
     }
-    for (name, text) in UNITS {
-        archive.file(&format!("etc/systemd/system/{name}"), text.as_bytes(), 0o644);
+    for (name, text) in SYSTEM {
+        archive.file(&format!("etc/{name}"), text.as_bytes(), 0o644);
     }
-    archive.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n", 0o644);
-    let programs = [("lib/systemd/systemd", "systemd"), ("bin/systemctl", "systemctl")];
+    let programs = [
+        ("lib/systemd/systemd", "systemd"),
+        ("bin/systemctl", "systemctl"),
+        ("usr/bin/dbus-daemon", "dbus-daemon"),
+    ];
     let mut libraries = std::collections::BTreeSet::new();
     for (from, name) in programs {
         let program = tree.join(from);
@@ -179,17 +198,19 @@ fn write_systemd(path: &Path, work: &Path) -> Result<()> {
 /// Fetches systemd's packages, and those that they need, once.
 fn unpack_systemd(work: &Path) -> Result<PathBuf> {
     let tree = work.join("systemd");
-    if tree.join("lib/systemd/systemd").is_file() {
+    if tree.join("usr/bin/dbus-daemon").is_file() {
         return Ok(tree);
     }
     let output = Command::new("apt-cache")
         .args(["depends", "--recurse", "--no-recommends", "--no-suggests", "--no-conflicts"])
-        .args(["--no-breaks", "--no-replaces", "--no-enhances", "systemd"])
+        .args(["--no-breaks", "--no-replaces", "--no-enhances", "systemd", "dbus-daemon"])
         .output()?;
     ensure!(output.status.success(), "apt-cache depends systemd: {}", output.status);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    // What begins a line is a package; libraries are all that is wanted beside systemd.
-    let packages = text.lines().filter(|line| *line == "systemd" || line.starts_with("lib"));
+    // What begins a line is a package; libraries are all that is wanted beside the two.
+    let wanted =
+        |line: &&str| matches!(*line, "systemd" | "dbus-daemon") || line.starts_with("lib");
+    let packages = text.lines().filter(wanted);
     let packages: std::collections::BTreeSet<&str> =
         packages.filter(|line| !line.contains(':')).collect();
     let place = work.join("packages");

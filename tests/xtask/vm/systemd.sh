@@ -33,6 +33,19 @@ sed -i 's/"cgroupsPath":"[^"]*"/"cgroupsPath":"\/a\/b"/' $B/config.json
 has "a path is refused" 'slice:prefix:name' "$(oci run --bundle $B four 2>&1)"
 sed -i 's/"cgroupsPath":"[^"]*"/"cgroupsPath":"a--b.slice:p:n"/' $B/config.json
 has "what is no slice too" 'invalid slice name' "$(oci run --bundle $B four 2>&1)"
+# The same over a bus, as nodes have one.
+systemctl start dbus.service; is "a bus is started" 0 $?
+config four '["sh","-c","exit 5"]' "" ""
+tries=0; until oci run --bundle $B four < /dev/null 2> /tmp/four.log; [ $? = 5 ]; do tries=$((tries + 1)); [ $tries -gt 50 ] && break; usleep 100000; done
+[ $tries -gt 50 ] && cat /tmp/four.log
+mv /run/systemd/private /run/systemd/elsewhere
+oci run --bundle $B four < /dev/null; is "over the bus alone" 5 $?
+config five '["sleep","1000"]' "" ",\"resources\":{$RESOURCES}"
+lives five $SLICE/vm-five.scope
+ends five $SLICE/vm-five.scope
+mv /run/dbus /run/elsewhere
+has "without either" "/run/dbus/system_bus_socket: no such file or directory; /run/systemd/private: no such" "$(oci run --bundle $B four 2>&1)"
+mv /run/systemd/elsewhere /run/systemd/private
 is "nothing is left" "" "$(oci list -q; systemctl list-units --all --plain --no-legend 'vm-*' 'knarr-*.scope')"
 stamp "end"
 [ $failed = 0 ] && echo "knarr-vm: all passed" || echo "knarr-vm: failures"
