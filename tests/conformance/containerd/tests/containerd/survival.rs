@@ -43,10 +43,21 @@ fn containers_outlive_containerd() {
         containerd.start_daemon();
         assert_eq!(containerd.status("stays"), "RUNNING");
         assert_eq!(containerd.pid("stays"), stays);
-        containerd.await_status("ends", "STOPPED");
+        // From 1.7 on, containerd itself clears away what has ended meanwhile.
+        let kept = loop {
+            match containerd.status("ends").as_str() {
+                "STOPPED" => break true,
+                "" => break false,
+                _ => std::thread::yield_now(),
+            }
+        };
         assert_eq!(containerd.exec("stays", &["echo", "still here"]).ok(), "still here");
         let events = containerd.events();
-        assert_eq!(containerd.delete("ends"), 137);
+        if kept {
+            assert_eq!(containerd.delete("ends"), 137);
+        } else {
+            containerd.ctr(&["container", "rm", "ends"]).ok();
+        }
         assert_eq!(containerd.kill_and_delete("stays"), 137);
         events.await_event("stays", "delete");
         // Those of the exec may come late: containerd was away a moment ago.
