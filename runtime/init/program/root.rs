@@ -7,6 +7,8 @@ use crate::kernel::*;
 
 const IN_ROOT: u64 = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS;
 const MAX_PATH: usize = 4096;
+/// Links one behind the other, each to nothing.
+const MAX_LINKS: u32 = 10;
 
 /// The new root and what is kept at hand while it is made.
 pub struct Root {
@@ -48,6 +50,16 @@ impl Root {
         Self { fd: -1, null: Cover::NONE, proc: -1, empty: Cover::NONE }
     }
 
+    /// Masks are made no longer.
+    pub fn close_covers(&mut self) {
+        for cover in [&mut self.null, &mut self.empty] {
+            if cover.mount >= 0 {
+                close(cover.mount);
+                *cover = Cover::NONE;
+            }
+        }
+    }
+
     /// The root; opened where the process has joined a namespace that has one.
     fn fd(&mut self) -> Answer<i32> {
         if self.fd < 0 {
@@ -60,8 +72,13 @@ impl Root {
         open(self.fd()?, path, flags, 0, IN_ROOT)
     }
 
-    /// Opens a directory and makes what is missing of it.
+    /// Opens a directory and makes what is missing of it, also behind links that
+    /// lead to nothing yet.
     pub fn directory(&mut self, path: &CStr) -> Answer<i32> {
+        self.make_directory(path, MAX_LINKS)
+    }
+
+    fn make_directory(&mut self, path: &CStr, links: u32) -> Answer<i32> {
         match self.open(path, O_PATH | O_DIRECTORY) {
             Err(ENOENT) => {}
             other => return other,
@@ -89,10 +106,39 @@ impl Root {
                 Err(errno) => return Err(errno),
             }
             close(parent);
-            parent = self.open(until_nul(&prefix)?, O_PATH | O_DIRECTORY)?;
+            parent = match self.open(until_nul(&prefix)?, O_PATH | O_DIRECTORY) {
+                Err(ENOENT) if links > 0 => {
+                    let done = until_nul(&prefix)?.to_bytes().len();
+                    let mut aim = [0u8; MAX_PATH];
+                    self.follow(until_nul(&prefix)?, &bytes[done..], &mut aim)?;
+                    return self.make_directory(until_nul(&aim)?, links - 1);
+                }
+                other => other?,
+            };
             end += 1 + name.to_bytes().len();
         }
         Ok(parent)
+    }
+
+    /// The path that a link leads to, with what follows behind it.
+    fn follow(&mut self, link: &CStr, rest: &[u8], aim: &mut [u8; MAX_PATH]) -> Answer<()> {
+        let fd = self.open(link, O_PATH | O_NOFOLLOW)?;
+        let mut target = [0u8; MAX_PATH];
+        let read = sys!(READLINKAT, fd, c"".as_ptr(), target.as_mut_ptr(), target.len());
+        close(fd);
+        // Not a link: it has gone meanwhile.
+        let target = target.get(..read.map_err(|_| ENOENT)?).ok_or(ENAMETOOLONG)?;
+        let bytes = link.to_bytes();
+        let slash = bytes.iter().rposition(|byte| *byte == b'/').ok_or(EINVAL)?;
+        // A relative one begins in the directory that it lies in.
+        let before = if target.first() == Some(&b'/') { &[][..] } else { &bytes[..=slash] };
+        let mut at = 0;
+        for part in [before, target, rest] {
+            aim.get_mut(at..at + part.len()).ok_or(ENAMETOOLONG)?.copy_from_slice(part);
+            at += part.len();
+        }
+        *aim.get_mut(at).ok_or(ENAMETOOLONG)? = 0;
+        Ok(())
     }
 
     /// The directory that a path lies in, made if missing, and its last name.
@@ -113,6 +159,10 @@ impl Root {
 
     /// The file at a path, made if missing.
     fn file(&mut self, path: &CStr) -> Answer<i32> {
+        self.make_file(path, MAX_LINKS)
+    }
+
+    fn make_file(&mut self, path: &CStr, links: u32) -> Answer<i32> {
         match self.open(path, O_PATH) {
             Err(ENOENT) => {}
             other => return other,
@@ -125,7 +175,14 @@ impl Root {
             Err(errno) => return Err(errno),
         }
         close(parent);
-        self.open(path, O_PATH)
+        match self.open(path, O_PATH) {
+            Err(ENOENT) if links > 0 => {
+                let mut aim = [0u8; MAX_PATH];
+                self.follow(path, b"", &mut aim)?;
+                self.make_file(until_nul(&aim)?, links - 1)
+            }
+            other => other,
+        }
     }
 
     /// Makes a detached mount the root of our namespace.
@@ -188,6 +245,22 @@ impl Root {
         data: &CStr,
         strict: bool,
     ) -> Answer<()> {
+        if strict {
+            self.no_link(target)?;
+        }
+        // A tmpfs is as open as what it lies on, unless it is told (as runc).
+        let mut mode = [0u8; MAX_PATH];
+        let data = match kind == c"tmpfs" && flags & 32 == 0 && !has_mode(data.to_bytes()) {
+            true => match self.open(target, O_PATH | O_DIRECTORY) {
+                Ok(place) => {
+                    let bits = fstat(place)?.mode & 0o7777;
+                    close(place);
+                    with_mode(data, bits, &mut mode)?
+                }
+                Err(_) => data,
+            },
+            false => data,
+        };
         let fd = self.directory(target)?;
         if strict {
             self.same_without_links(target, fd)?;
@@ -196,6 +269,18 @@ impl Root {
         sys!(MOUNT, source.as_ptr(), c".".as_ptr(), kind.as_ptr(), flags, data.as_ptr())?;
         close(fd);
         Ok(())
+    }
+
+    /// Refuses a link, also one that leads to nothing: a directory would be made there.
+    fn no_link(&mut self, path: &CStr) -> Answer<()> {
+        match open(self.fd()?, path, O_PATH | O_DIRECTORY, 0, IN_ROOT | RESOLVE_NO_SYMLINKS) {
+            Ok(fd) => {
+                close(fd);
+                Ok(())
+            }
+            Err(ENOENT) => Ok(()),
+            Err(errno) => Err(errno),
+        }
     }
 
     /// Refuses a path that has led over a symbolic link.
@@ -224,6 +309,7 @@ impl Root {
     ) -> Answer<()> {
         let mount = new_mount(c"proc", options, attributes)?;
         if !target.is_empty() {
+            self.no_link(target)?;
             let place = self.directory(target)?;
             self.same_without_links(target, place)?;
             move_mount(mount, place)?;
@@ -352,6 +438,27 @@ impl Root {
         sys!(GETCWD, buffer.as_mut_ptr(), buffer.len())?;
         if buffer[0] == b'/' { Ok(()) } else { Err(ENOENT) }
     }
+}
+
+/// Whether options of a tmpfs say how open it is.
+fn has_mode(options: &[u8]) -> bool {
+    options.split(|byte| *byte == b',').any(|option| option.starts_with(b"mode="))
+}
+
+/// The options with `mode=` behind them.
+fn with_mode<'b>(options: &CStr, mode: u32, buffer: &'b mut [u8; MAX_PATH]) -> Answer<&'b CStr> {
+    let digits = [9, 6, 3, 0].map(|shift| b'0' + (mode >> shift & 7) as u8);
+    let comma: &[u8] = if options.is_empty() { b"" } else { b"," };
+    // A leading zero is none in what the kernel shows.
+    let digits = if digits[0] == b'0' { &digits[1..] } else { &digits[..] };
+    let mut at = 0;
+    for part in [options.to_bytes(), comma, b"mode=", digits] {
+        // What the kernel itself reads of options is a page.
+        buffer.get_mut(at..at + part.len()).ok_or(EINVAL)?.copy_from_slice(part);
+        at += part.len();
+    }
+    *buffer.get_mut(at).ok_or(EINVAL)? = 0;
+    until_nul(buffer)
 }
 
 fn until_nul(bytes: &[u8]) -> Answer<&CStr> {

@@ -124,10 +124,17 @@ impl Launch {
             Op::DieWithParent {} => identity::die_with_parent(),
             Op::OwnStreams { uid } => identity::own_streams(uid),
             Op::Unshare { kinds } => sys!(UNSHARE, kinds).map(drop),
-            Op::JoinCgroup { fd } => sys!(WRITE, self.fd(fd)?, c"0".as_ptr(), 1).map(drop),
+            Op::JoinCgroup { fd } => {
+                let fd = self.fd(fd)?;
+                sys!(WRITE, fd, c"0".as_ptr(), 1)?;
+                close(fd);
+                Ok(())
+            }
             Op::Personality { persona } => sys!(PERSONALITY, persona).map(drop),
             Op::Listen { fd } => {
                 let listener = self.fd(fd)?;
+                // Who waits for long holds nothing of the host's.
+                self.root.close_covers();
                 socket::say(Frame { kind: Frame::READY, op: index, errno: 0 })?;
                 socket::await_caller(listener)
             }
@@ -144,6 +151,15 @@ impl Launch {
             Op::Scheduler { attributes } => {
                 sys!(SCHED_SETATTR, 0, attributes.0.as_ptr(), 0).map(drop)
             }
+            Op::MemoryPolicy { mode, nodes } => {
+                // The kernel reads one bit less than it is told.
+                let (mask, bits) = match nodes.0.len() {
+                    0 => (core::ptr::null(), 0),
+                    bytes => (nodes.0.as_ptr(), bytes * 8 + 1),
+                };
+                sys!(SET_MEMPOLICY, mode, mask, bits).map(drop)
+            }
+            Op::Unmount { path } => root_of_host(path),
             Op::IoPriority { priority } => sys!(IOPRIO_SET, 1, 0, priority).map(drop),
             Op::Attribute { names, value } => identity::attribute(names, value.0),
             Op::FileLabel { path, label } => root.label(path, label.0),
@@ -169,6 +185,18 @@ impl Launch {
             sys!(FCNTL, fd, 2 /* F_SETFD */, 0)?;
         }
         Ok(())
+    }
+}
+
+/// Takes a mount of the host's away that must not be seen through ours; where that
+/// cannot be, something empty lies on it.
+fn root_of_host(path: &CStr) -> Answer<()> {
+    match sys!(UMOUNT2, path.as_ptr(), 2 /* MNT_DETACH */) {
+        Err(EINVAL | EPERM) => {
+            let empty = c"tmpfs".as_ptr();
+            sys!(MOUNT, empty, path.as_ptr(), empty, 0, c"size=0".as_ptr()).map(drop)
+        }
+        other => other.map(drop),
     }
 }
 

@@ -522,6 +522,18 @@ ops! {
         /// CLONE_NEW* bits.
         kinds: u32
     }
+    /// Sets the NUMA memory policy.
+    MemoryPolicy = 55 {
+        /// See set_mempolicy(2), with its flags.
+        mode: u32,
+        /// A bit for each node.
+        nodes: Bytes<'a>
+    }
+    /// Lets go of a mount of the host's, where its root stays beneath ours.
+    Unmount = 56 {
+        /// Absolute, on the host.
+        path: &'a CStr
+    }
     /// Loads a seccomp filter whose notifications go to a listener, says its
     /// number to the parent, and waits until that has taken it.
     SeccompListener = 50 {

@@ -14,7 +14,8 @@ use oci_spec::runtime::{LinuxResources, Process, Spec};
 use rustix::fs::{Mode, OFlags};
 
 use crate::{
-    Cgroup, Child, CreateOptions, Error, Failure, INIT_ANNOTATION, Manner, Stdio, copyup,
+    Cgroup, Child, CreateOptions, Error, ExecManner, Failure, INIT_ANNOTATION, Manner, Stdio,
+    copyup,
     hooks::{Hooks, Moment},
     launch::{Birth, Launched, launch, oom_score, pid_namespace},
     lsm,
@@ -50,6 +51,7 @@ pub struct Container {
     kinds: u32,
     /// Supplementary groups by name, which every process has.
     groups: Vec<String>,
+    habits: plan::Habits,
     wasm: bool,
     hooks: Option<Box<Hooks>>,
     teller: Option<Box<Teller>>,
@@ -161,6 +163,7 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
                 listens: manner.listener.is_some(),
                 inherited: manner.inherited.len() as u32,
                 no_pivot: manner.no_pivot,
+                uncovered: if manner.no_pivot { wishes::kernel_mounts()? } else { Vec::new() },
                 no_new_keyring: manner.no_new_keyring,
                 holds,
                 place,
@@ -176,6 +179,9 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
         cgroup.limit(&LinuxResources::default(), true)?;
     }
     oom_score(&launched.child, process.oom_score_adj())?;
+    if manner.foreign {
+        crate::affinity::set(&launched.child, None)?;
+    }
     let (mut root, mut listener) = (Some(root), manner.listener);
     let mut inherited = manner.inherited.into_iter();
     let copies = ops.wishes.iter().any(|wish| matches!(wish, Wish::Copied { .. }));
@@ -223,6 +229,7 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
         seccomp,
         kinds: exec_kinds(&namespaces),
         groups,
+        habits: plan::Habits::of(spec)?,
         wasm,
         hooks,
         teller: Teller::of(spec, id, bundle),
@@ -387,6 +394,7 @@ impl Container {
             seccomp: seccomp::Choice::of(spec)?,
             kinds: exec_kinds(&Namespaces::of(spec)?),
             groups: group_names(spec),
+            habits: plan::Habits::of(spec)?,
             wasm: plan::is_wasm(spec),
             hooks: Hooks::of(spec, id, bundle)?,
             teller: Teller::of(spec, id, bundle),
@@ -431,15 +439,15 @@ impl Container {
     /// Runs another process in it. The second value is the master side of its
     /// terminal, where one was asked for.
     pub fn exec(&self, process: &Process, stdio: Stdio) -> Result<(Child, Option<OwnedFd>), Error> {
-        self.exec_with(process, stdio, Vec::new())
+        self.exec_with(process, stdio, ExecManner::default())
     }
 
-    /// The same for a process that inherits descriptors 3, 4, …
+    /// The same in another manner than the shim's.
     pub fn exec_with(
         &self,
         process: &Process,
         stdio: Stdio,
-        inherited: Vec<OwnedFd>,
+        manner: ExecManner,
     ) -> Result<(Child, Option<OwnedFd>), Error> {
         if self.wasm {
             let text = "a wasm container has no other programs to run";
@@ -454,13 +462,19 @@ impl Container {
         if self.has_ended() {
             return Err(gone());
         }
-        if self.cgroup.is_paused() {
+        if !manner.even_paused && self.cgroup.is_paused() {
             // Docker's words.
             let text =
                 format!("Container {} is paused, unpause the container before exec", self.id);
             return Err(Error::new(Failure::Gone, text));
         }
         lsm::check(process, None)?;
+        let ExecManner { inherited, foreign, groups, .. } = manner;
+        let below = match &groups[..] {
+            [] => None,
+            groups => Some(self.cgroup.below(groups)?),
+        };
+        let own = self.cgroup.tasks();
         let identity = identity(Some(root.as_fd()), process, &self.groups)?;
         let filter = self.seccomp.filter_again(process, self.filter.as_ref())?;
         let ops = plan::exec(
@@ -472,29 +486,37 @@ impl Container {
                 bound: false,
                 available: available()?,
                 cgroups: &[],
-                tasks: &self.cgroup.tasks(),
+                tasks: below.as_ref().map_or(&own, |below| &below.tasks),
                 terminal: terminal(&stdio),
                 init: false,
                 maps: None,
                 mount_label: None,
                 style: Style {
                     inherited: inherited.len() as u32,
+                    foreign,
                     unprivileged: unprivileged()?,
                     ..Style::default()
                 },
             },
             self.kinds,
+            &self.habits,
         )?;
         // It is not born in a cgroup that can be frozen: there it would never
         // execute, and we would wait for that in the kernel.
         let cgroup = self.cgroup.born_in().filter(|_| !self.cgroup.freezes_its_newborn());
+        let cgroup = cgroup.filter(|_| below.is_none());
         let birth = Birth { created: 0, pid_namespace: Some(self.init.pidfd()), cgroup };
         let mut launched = launch(&birth, &stdio)
             .map_err(|error| if self.has_ended() { gone() } else { error })?;
         drop(stdio);
         let mut undo = Undo { cgroup: None, unit: None, child: Some(launched.child.clone()) };
-        if cgroup.is_none() {
-            self.cgroup.place(launched.child.pid())?;
+        match &below {
+            Some(below) => below.take(launched.child.pid())?,
+            None if cgroup.is_none() => self.cgroup.place(launched.child.pid())?,
+            None => {}
+        }
+        if foreign {
+            crate::affinity::set(&launched.child, process.exec_cpu_affinity().as_ref())?;
         }
         oom_score(&launched.child, process.oom_score_adj())?;
         let mut inherited = inherited.into_iter();

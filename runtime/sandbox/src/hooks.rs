@@ -79,6 +79,10 @@ pub(crate) struct Hooks {
     id: String,
     bundle: PathBuf,
     annotations: serde_json::Value,
+    /// The program's, which startContainer hooks without one of their own have.
+    environment: Vec<String>,
+    /// Where createContainer hooks begin.
+    root: PathBuf,
 }
 
 impl Hooks {
@@ -108,6 +112,8 @@ impl Hooks {
             id: id.to_owned(),
             bundle: bundle.to_owned(),
             annotations: json!(spec.annotations().clone().unwrap_or_default()),
+            environment: environment(spec),
+            root: spec.root().as_ref().map(|root| bundle.join(root.path())).unwrap_or_default(),
         })))
     }
 
@@ -148,7 +154,15 @@ impl Hooks {
         for (number, hook) in hooks.iter().enumerate() {
             let done = match inside {
                 None => self.outside(hook, &state),
-                Some((init, kinds)) => run_inside(hook, &state, init, kinds),
+                Some((init, kinds)) => {
+                    // Both as runc, where they are not written down.
+                    let (dir, env) = match moment {
+                        Moment::StartContainer => (Path::new("/"), &self.environment[..]),
+                        _ => (&*self.root, &[][..]),
+                    };
+                    let env = hook.env().as_deref().unwrap_or(env);
+                    run_inside(hook, &state, (init, kinds), dir, env)
+                }
             };
             if let Err(why) = done {
                 // runc's words.
@@ -189,8 +203,24 @@ impl Hooks {
     }
 }
 
+/// The program's environment, with a home.
+fn environment(spec: &Spec) -> Vec<String> {
+    let Some(process) = spec.process() else { return Vec::new() };
+    let mut all = process.env().clone().unwrap_or_default();
+    if !all.iter().any(|entry| entry.starts_with("HOME=")) {
+        all.push(if process.user().uid() == 0 { "HOME=/root" } else { "HOME=/" }.to_owned());
+    }
+    all
+}
+
 /// A launch that joins the container and runs the hook as who we are.
-fn run_inside(hook: &Hook, state: &str, init: &Child, kinds: u32) -> Result<(), String> {
+fn run_inside(
+    hook: &Hook,
+    state: &str,
+    (init, kinds): (&Child, u32),
+    dir: &Path,
+    env: &[String],
+) -> Result<(), String> {
     let run = || -> Result<(Child, File), Error> {
         let failed = |error| Error::system("make a hook's files", error);
         let words = memory("knarr-hook", b"").map_err(failed)?;
@@ -202,14 +232,13 @@ fn run_inside(hook: &Hook, state: &str, init: &Child, kinds: u32) -> Result<(), 
         let path = hook.path().to_string_lossy().into_owned();
         let args = hook.args().clone().unwrap_or_else(|| vec![path.clone()]);
         let candidates = Strings::new("a hook's path", [&path])?;
-        let (argv, env) = (
-            Strings::new("a hook's argument", &args)?,
-            Strings::new("a hook's environment", hook.env().iter().flatten())?,
-        );
+        let (argv, env) =
+            (Strings::new("a hook's argument", &args)?, Strings::new("a hook's environment", env)?);
         let mut ops = Ops::default();
         let fd = ops.wish(Wish::Container);
         ops.push(Op::Setns { fd, kinds });
-        ops.push(Op::Chdir { path: &c_string("a path", "/")?, create: false });
+        let dir = c_string("a hook's directory", dir.as_os_str().as_encoded_bytes())?;
+        ops.push(Op::Chdir { path: &dir, create: false });
         ops.push(Op::Lookup { candidates: candidates.list() });
         ops.push(Op::CloseFrom { first: 3 });
         ops.push(Op::Signals {});

@@ -403,6 +403,22 @@ fn sentence(ops: &Ops, frame: Frame) -> Error {
                 Error::new(Failure::InvalidSpec, format!("{error}{hint}"))
             }
         }
+        // runc's words for what such a link is for.
+        Op::Mount { target, kind, no_symlinks: true, .. } if errno == Errno::LOOP => {
+            let text = format!(
+                "filesystem {:?} must be mounted on ordinary directory: {:?} is a link",
+                show(kind),
+                show(target)
+            );
+            Error::new(Failure::InvalidSpec, text)
+        }
+        Op::Proc { target, .. } if errno == Errno::LOOP => {
+            let text = format!(
+                "filesystem \"proc\" must be mounted on ordinary directory: {:?} is a link",
+                show(target)
+            );
+            Error::new(Failure::InvalidSpec, text)
+        }
         Op::Mount { target, kind, .. } => {
             Error::system(format_args!("mount {} on {:?}", show(kind), show(target)), errno)
         }
@@ -434,6 +450,14 @@ fn sentence(ops: &Ops, frame: Frame) -> Error {
         Op::Terminal { .. } => Error::system("open a terminal", errno),
         Op::Identity { uid, gid, .. } => {
             Error::system(format_args!("become user {uid}, group {gid}"), errno)
+        }
+        Op::Scheduler { .. } if errno == Errno::PERM => {
+            // runc's words.
+            let text = format!(
+                "set the scheduler: {words} (process scheduler can't be used together with \
+                 AllowedCPUs)"
+            );
+            Error::new(Failure::System, text)
         }
         Op::Seccomp { .. } => Error::system("load the seccomp filter", errno),
         Op::Attribute { value, .. } => {

@@ -37,6 +37,7 @@
 
 #![forbid(unsafe_code)]
 
+mod affinity;
 mod cgroup;
 mod child;
 mod container;
@@ -57,7 +58,7 @@ mod user;
 mod userns;
 mod wishes;
 
-pub use cgroup::Cgroup;
+pub use cgroup::{Cgroup, SubGroup};
 pub use child::{Child, ExitStatus};
 pub use container::{
     Container, Created, Left, cgroup_of, clean_up, clean_up_after, create, create_with,
@@ -65,8 +66,8 @@ pub use container::{
 pub use error::{Error, Failure};
 pub use lsm::apparmor;
 pub use options::{
-    CreateOptions, INIT_ANNOTATION, Manner, RootfsMount, SECCOMP_ANNOTATION, SYSTEMD_ANNOTATION,
-    Stdio,
+    CreateOptions, ExecManner, INIT_ANNOTATION, Manner, RootfsMount, SECCOMP_ANNOTATION,
+    SYSTEMD_ANNOTATION, Stdio,
 };
 pub use peek::open_in_root;
 pub use user::{ResolvedUser, resolve_user};

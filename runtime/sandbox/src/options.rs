@@ -7,6 +7,8 @@ use std::{
 
 use oci_spec::runtime::Spec;
 
+use crate::SubGroup;
+
 /// Annotation: `default` is the embedded Docker seccomp profile.
 pub const SECCOMP_ANNOTATION: &str = "dev.knarr.seccomp";
 
@@ -57,6 +59,20 @@ pub struct Manner {
     /// could tell: its network can be made meanwhile. What goes wrong there is
     /// an error of [`Created::start`](crate::Created::start).
     pub hasty: bool,
+}
+
+/// The same for another process in a container.
+#[derive(Debug, Default)]
+pub struct ExecManner {
+    /// What it inherits as descriptors 3, 4, …
+    pub inherited: Vec<OwnedFd>,
+    /// Its specification is an operator's: its capabilities and CPUs are as they
+    /// are written down, whatever its maker's are.
+    pub foreign: bool,
+    /// A paused container is no reason to refuse it: it runs when that thaws.
+    pub even_paused: bool,
+    /// Groups below the container's own that it is to be in.
+    pub groups: Vec<SubGroup>,
 }
 
 /// A mount of the root filesystem, in containerd's form.

@@ -58,7 +58,11 @@ impl Teller {
         };
         let listener = pidfd_getfd(child.pidfd(), number, PidfdGetfdFlags::empty())
             .map_err(|errno| failed("take the listener")(errno.into()))?;
-        let stream = UnixStream::connect(&self.socket).map_err(failed("connect"))?;
+        let stream = UnixStream::connect(&self.socket).map_err(|error| {
+            // runc's words.
+            let socket = self.socket.display();
+            Error::system(format_args!("failed to connect with seccomp agent {socket}"), error)
+        })?;
         let mut state = self.state.clone();
         state["pid"] = child.pid().into();
         state["state"]["pid"] = child.pid().into();

@@ -171,6 +171,20 @@ fn is_shared(path: &Path) -> io::Result<bool> {
     }))
 }
 
+/// Where the host's procfs and sysfs are mounted, the last one first.
+pub(crate) fn kernel_mounts() -> Result<Vec<std::ffi::CString>, Error> {
+    let text = std::fs::read_to_string("/proc/self/mountinfo")
+        .map_err(|error| Error::system("read the host's mounts", error))?;
+    let place = |line: &str| {
+        let (front, back) = line.split_once(" - ")?;
+        let kind = back.split(' ').next()?;
+        let place = front.split(' ').nth(4).filter(|_| matches!(kind, "proc" | "sysfs"))?;
+        let place = place.replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\");
+        std::ffi::CString::new(place).ok()
+    };
+    Ok(text.lines().rev().filter_map(place).collect())
+}
+
 /// A pair of the host's own devpts: streams for a program that sees no devpts,
 /// and the master.
 pub(crate) fn terminal(rows: u16, cols: u16) -> Result<(Stdio, Option<OwnedFd>), Error> {

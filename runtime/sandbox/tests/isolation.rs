@@ -109,7 +109,7 @@ fn r05_sysctls_reach_the_kernel_and_nothing_else() {
     fs::remove_dir(fixture.lower().join("proc")).expect("proc");
     symlink("/tmp", fixture.lower().join("proc")).expect("link");
     let error = fixture.try_run().expect_err("a link");
-    assert!(error.to_string().contains("mount proc on \"/proc\""), "{error}");
+    assert!(error.to_string().contains("must be mounted on ordinary directory"), "{error}");
     let wrong = Fixture::new(&["/bin/true"]).set("/linux/sysctl", json!({ "net.ipv4.nope": "1" }));
     let error = wrong.try_run().expect_err("no such sysctl").to_string();
     assert_eq!(error, "set sysctl net.ipv4.nope=1: no such file or directory");

@@ -407,7 +407,7 @@ fn s01_a_second_container_in_the_same_cgroup_is_refused() {
     let (container, mut pipes) = fixture.start().expect("start");
     pipes.line();
     let error = fixture.try_run().expect_err("the same cgroup").to_string();
-    assert!(error.contains("processes of another container"), "{error}");
+    assert!(error.contains("cgroup is not empty: 1 process(es)"), "{error}");
     container.kill(Signal::try_from(0x09).expect("signal")).expect("still there");
     container.delete().expect("delete");
 }

@@ -41,7 +41,7 @@ fn limits_arrive_at_the_kernel_and_can_be_changed() {
     }
     for (limit, swap) in [(268_435_456i64, 536_870_912i64), (67_108_864, 67_108_864), (-1, -1)] {
         let update: LinuxResources = serde_json::from_value(json!({
-            "memory": { "limit": limit, "swap": swap }, "pids": { "limit": 0 },
+            "memory": { "limit": limit, "swap": swap }, "pids": { "limit": -1 },
         }))
         .expect("resources");
         container.update(&update).unwrap_or_else(|e| panic!("{limit}: {e}"));

@@ -51,6 +51,7 @@ const PID_FILE: Flag = value(&["pid-file"], "file to write the process id to");
 const NO_PIVOT: Flag = switch(&["no-pivot"], "enter the root with chroot, on a ramdisk");
 const NO_KEYRING: Flag = switch(&["no-new-keyring"], "keep the caller's session keyring");
 const PRESERVE: Flag = value(&["preserve-fds"], "pass so many descriptors more than the streams");
+const PIDFD: Flag = value(&["pidfd-socket"], "unix socket that is sent the process's pidfd");
 const FORMAT: Flag = value(&["format", "f"], "table (default) or json");
 
 const COMMANDS: &[Command] = &[
@@ -58,7 +59,7 @@ const COMMANDS: &[Command] = &[
         name: "create",
         words: "<container-id>",
         about: "make a container, whose program waits for start",
-        flags: &[BUNDLE, CONSOLE, PID_FILE, NO_PIVOT, NO_KEYRING, PRESERVE],
+        flags: &[BUNDLE, CONSOLE, PIDFD, PID_FILE, NO_PIVOT, NO_KEYRING, PRESERVE],
         foreign: false,
     },
     Command {
@@ -91,6 +92,7 @@ const COMMANDS: &[Command] = &[
             value(&["additional-gids", "g"], "further groups"),
             value(&["process", "p"], "file with an OCI process"),
             switch(&["detach", "d"], "do not wait for it"),
+            PIDFD,
             PID_FILE,
             value(&["process-label"], "SELinux label"),
             value(&["apparmor"], "AppArmor profile"),
@@ -151,6 +153,7 @@ const COMMANDS: &[Command] = &[
         flags: &[
             BUNDLE,
             CONSOLE,
+            PIDFD,
             switch(&["detach", "d"], "do not wait for its end"),
             switch(&["keep"], "do not delete it at its end"),
             PID_FILE,
@@ -280,7 +283,8 @@ pub(crate) fn split(words: &[String]) -> Result<Call> {
     let Some(command) = command else {
         match name.as_str() {
             "help" | "h" => return Ok(Call::Say(usage())),
-            "checkpoint" | "restore" => bail!("{name}: checkpoints are not supported"),
+            "checkpoint" => return refused("checkpoint", rest),
+            "restore" => return refused("restore", rest),
             _ => bail!("No help topic for '{name}'"),
         }
     };
@@ -289,6 +293,15 @@ pub(crate) fn split(words: &[String]) -> Result<Call> {
     }
     let (own, words) = self::flags(command.flags, rest, !command.foreign, name)?;
     Ok(Call::Verb { flags, verb: Verb { name: command.name, flags: own, words } })
+}
+
+/// A verb of runc's that is not ours, whatever its flags; its help says so.
+fn refused(name: &'static str, words: &[String]) -> Result<Call> {
+    let asks = words.iter().any(|word| matches!(&**word, "--help" | "-h" | "-help"));
+    ensure!(asks, "{name}: checkpoints are not supported");
+    let about = "refused: checkpoints are not supported";
+    let command = Command { name, words: "<container-id>", about, flags: &[], foreign: false };
+    Ok(Call::Say(usage_of(&command)))
 }
 
 fn flags(

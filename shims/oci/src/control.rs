@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use knarr_model::Signal;
 use knarr_sandbox::clean_up_after;
+use oci_spec::runtime::LinuxNamespaceType;
 
 use crate::{
     Global, Outcome,
@@ -17,26 +18,43 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(crate) fn kill(global: &Global, verb: &Verb) -> Outcome {
     let known = Known::find(global, verb.container(2)?)?;
-    let signal: Signal = match verb.words.get(1) {
-        None => Signal::TERM,
-        Some(text) => text.parse().map_err(|_| anyhow!("unknown signal {text:?}"))?,
+    let word = verb.words.get(1).map(String::as_str);
+    let signal: Option<Signal> = match word {
+        None => Some(Signal::TERM),
+        // The kernel's way to ask whether somebody is there.
+        Some("0") => None,
+        Some(text) => Some(text.parse().map_err(|_| anyhow!("unknown signal {text:?}"))?),
     };
-    let all = verb.flags.has("all");
-    match &known.container {
-        Some(container) if all => container.cgroup().signal(signal)?,
-        Some(container) => {
-            container.kill(signal)?;
-            // A frozen process dies when it thaws, and nobody waits for that.
-            if signal == Signal::KILL && container.is_paused() {
-                container.resume()?;
-            }
-        }
-        // Without a pid namespace others of it may live on.
-        None if all => {
+    // Who has no pid namespace to die with must each be killed, also when the
+    // first process has gone (as runc).
+    let shares = known.spec.linux().as_ref().is_none_or(|linux| {
+        let kinds = linux.namespaces().iter().flatten();
+        !kinds.into_iter().any(|one| {
+            one.typ() == LinuxNamespaceType::Pid
+                && one.path().as_ref().is_none_or(|path| path.as_os_str().is_empty())
+        })
+    });
+    let all = verb.flags.has("all") || shares && signal == Some(Signal::KILL);
+    match (&known.container, signal) {
+        (Some(_), None) => {}
+        // Whoever is meant has gone already (as runc).
+        (None, None) if verb.flags.has("all") => {}
+        (Some(container), Some(signal)) if all => container.cgroup().signal(signal)?,
+        (Some(container), Some(signal)) => container.kill(signal)?,
+        (None, Some(signal)) if all => {
             let cgroup = knarr_sandbox::cgroup_of(&known.spec, &known.home.id)?;
+            if cgroup.pids()?.is_empty() && !verb.flags.has("all") {
+                return Err(anyhow!("container not running").into());
+            }
             cgroup.signal(signal)?;
         }
-        None => return Err(anyhow!("container not running").into()),
+        (None, _) => return Err(anyhow!("container not running").into()),
+    }
+    if let Some(container) = known.container.as_ref().filter(|_| signal == Some(Signal::KILL)) {
+        // A frozen process dies when it thaws, and nobody waits for that.
+        if container.is_paused() {
+            container.resume()?;
+        }
     }
     Ok(0)
 }

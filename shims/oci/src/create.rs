@@ -17,7 +17,7 @@ use crate::{
 pub(crate) fn create(global: &Global, verb: &Verb) -> Outcome {
     let id = verb.container(1)?;
     let home = Home::of(global, id)?;
-    let bundle = config::bundle(&verb.flags)?;
+    let bundle = config::bundle(global, &verb.flags)?;
     home.make()?;
     make(global, &home, &bundle, verb, true)
         .and_then(|made| made.leave(&home))
@@ -30,7 +30,7 @@ pub(crate) fn run(global: &Global, verb: &Verb) -> Outcome {
     let id = verb.container(1)?;
     let detached = verb.flags.has("detach");
     let home = Home::of(global, id)?;
-    let bundle = config::bundle(&verb.flags)?;
+    let bundle = config::bundle(global, &verb.flags)?;
     home.make()?;
     let signals = if detached { None } else { Some(Signals::hold()?) };
     if !detached && !verb.flags.has("no-subreaper") {
@@ -149,6 +149,7 @@ fn make(
         // runc's words, which engines look for.
         .context("unable to start container process")?;
     let pid = created.pid();
+    global.log.debug(&format!("process {pid} of container {} is ready", home.id));
     let mut ours = None;
     if let Some(master) = created.console() {
         match console {
@@ -156,6 +157,7 @@ fn make(
             _ => ours = Some(master),
         }
     }
+    streams::send_pidfd(&verb.flags, created.container().init().pidfd())?;
     if let Some(path) = verb.flags.get("pid-file") {
         write_pid(Path::new(path), pid)?;
     }

@@ -3,11 +3,13 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use knarr_sandbox::{ExecManner, SubGroup};
 use oci_spec::runtime::{Capability, Process, ProcessBuilder, UserBuilder};
 
 use crate::{
     Failed, Global, Outcome,
     args::{Flags, Verb},
+    config,
     create::write_pid,
     state::{Known, Status},
     streams::{self, Console, Joined, Signals},
@@ -30,20 +32,26 @@ fn run(global: &Global, verb: &Verb) -> Result<u8> {
         }
         _ => known.alive()?,
     };
-    let process = process(&known, verb)?;
+    let process = process(global, &known, verb)?;
+    if let Some(text) = config::unraised(&process) {
+        global.log.warning(&text);
+    }
     let detached = flags.has("detach");
     let terminal = process.terminal() == Some(true);
     let console = streams::console(terminal, flags.get("console-socket"), detached)?;
     let size = process.console_size().map(|size| (size.height() as u16, size.width() as u16));
     let (inherited, _) = global.inherited.take();
     let signals = if detached { None } else { Some(Signals::hold()?) };
-    let group = flags.get("cgroup").map(sub_cgroup).transpose()?;
+    let manner = ExecManner {
+        inherited,
+        foreign: true,
+        even_paused: flags.has("ignore-paused"),
+        groups: flags.all("cgroup").map(sub_cgroup).collect(),
+    };
     let (child, master) = container
-        .exec_with(&process, streams::stdio(&console, size)?, inherited)
+        .exec_with(&process, streams::stdio(&console, size)?, manner)
         .context("unable to start container process")?;
-    if let Some(group) = group {
-        container.cgroup().enter(group, child.pid())?;
-    }
+    global.log.debug(&format!("process {} of container {id} runs", child.pid()));
     let mut ours = None;
     if let Some(master) = master {
         match console {
@@ -51,6 +59,7 @@ fn run(global: &Global, verb: &Verb) -> Result<u8> {
             _ => ours = Some(Joined::new(master)?),
         }
     }
+    streams::send_pidfd(flags, child.pidfd())?;
     if let Some(path) = flags.get("pid-file") {
         write_pid(Path::new(path), child.pid())?;
     }
@@ -60,18 +69,24 @@ fn run(global: &Global, verb: &Verb) -> Result<u8> {
     }
 }
 
-/// `[controller:]path`; one hierarchy alone cannot be chosen.
-fn sub_cgroup(text: &str) -> Result<&Path> {
-    ensure!(!text.contains(':'), "exec --cgroup with a controller is not supported");
-    Ok(Path::new(text))
+/// `[controller[,controller…]:]path`
+fn sub_cgroup(text: &str) -> SubGroup {
+    match text.split_once(':') {
+        Some((names, path)) => SubGroup {
+            controllers: names.split(',').map(str::to_owned).collect(),
+            path: path.into(),
+        },
+        None => SubGroup { controllers: Vec::new(), path: text.into() },
+    }
 }
 
 /// The container's own process with what the flags change about it.
-fn process(known: &Known, verb: &Verb) -> Result<Process> {
+fn process(global: &Global, known: &Known, verb: &Verb) -> Result<Process> {
     let flags = &verb.flags;
     if let Some(path) = flags.get("process") {
         let text = std::fs::read(path).with_context(|| path.to_owned())?;
-        let process: Process = serde_json::from_slice(&text).with_context(|| path.to_owned())?;
+        let process = config::parse_process(&text, &mut |text| global.log.warning(&text))
+            .with_context(|| path.to_owned())?;
         ensure!(process.cwd().is_absolute(), "cwd must be an absolute path");
         return Ok(process);
     }
@@ -98,12 +113,19 @@ fn process(known: &Known, verb: &Verb) -> Result<Process> {
             let (bounding, effective) =
                 (with(capabilities.bounding()), with(capabilities.effective()));
             let permitted = with(capabilities.permitted());
+            // Without an inheritable set there is no ambient one.
+            if capabilities.inheritable().is_some() {
+                let ambient = with(capabilities.ambient());
+                capabilities.set_ambient(ambient);
+            }
             capabilities.set_bounding(bounding).set_effective(effective).set_permitted(permitted);
         }
         builder = builder.capabilities(capabilities);
     }
     let mut process = builder.build().map_err(|error| anyhow!("{error}"))?;
     process.set_rlimits(own.rlimits().clone()).set_oom_score_adj(own.oom_score_adj());
+    process.set_scheduler(own.scheduler().clone()).set_io_priority(*own.io_priority());
+    process.set_exec_cpu_affinity(own.exec_cpu_affinity().clone());
     process.set_apparmor_profile(
         flags.get("apparmor").map(str::to_owned).or_else(|| own.apparmor_profile().clone()),
     );

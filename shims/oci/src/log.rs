@@ -15,6 +15,7 @@ use crate::args::Flags;
 pub(crate) struct Log {
     file: Option<File>,
     json: bool,
+    debug: bool,
 }
 
 impl Log {
@@ -32,7 +33,7 @@ impl Log {
                 .open(path)
                 .with_context(|| format!("open log {path}"))
         };
-        Ok(Self { file: path.map(open).transpose()?, json })
+        Ok(Self { file: path.map(open).transpose()?, json, debug: flags.has("debug") })
     }
 
     /// Why the verb failed.
@@ -46,6 +47,13 @@ impl Log {
     /// What the caller should know though the verb goes on.
     pub(crate) fn warning(&self, text: &str) {
         self.write("warning", text);
+    }
+
+    /// What only `--debug` shows.
+    pub(crate) fn debug(&self, text: &str) {
+        if self.debug {
+            self.write("debug", text);
+        }
     }
 
     fn write(&self, level: &str, text: &str) {

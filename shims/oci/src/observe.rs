@@ -1,9 +1,10 @@
 //! `state`, `list`, `ps` and `events`: what is asked about containers.
 
-use std::{io::Write, process::Command, time::Duration};
+use std::{collections::HashMap, io::Write, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use knarr_model::task::TaskStats;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{
@@ -18,25 +19,36 @@ pub(crate) fn state(global: &Global, verb: &Verb) -> Outcome {
     Ok(0)
 }
 
-/// A container as runc shows it.
-fn entry(known: &Known) -> Value {
+/// A container as runc shows it, in its order.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Entry<'a> {
+    oci_version: &'a str,
+    id: &'a str,
+    pid: u32,
+    status: &'static str,
+    bundle: &'a Path,
+    rootfs: &'a Path,
+    created: &'a str,
+    #[serde(skip_serializing_if = "HashMap::is_empty")]
+    annotations: &'a HashMap<String, String>,
+    owner: String,
+}
+
+fn entry(known: &Known) -> Entry<'_> {
     let record = &known.record;
     let status = known.status();
-    let pid = if status == Status::Stopped { 0 } else { record.pid };
-    let mut entry = json!({
-        "ociVersion": record.oci_version,
-        "id": record.id,
-        "pid": pid,
-        "status": status.word(),
-        "bundle": record.bundle,
-        "rootfs": record.rootfs,
-        "created": record.created,
-        "owner": owner(record.owner),
-    });
-    if !record.annotations.is_empty() {
-        entry["annotations"] = json!(record.annotations);
+    Entry {
+        oci_version: &record.oci_version,
+        id: &record.id,
+        pid: if status == Status::Stopped { 0 } else { record.pid },
+        status: status.word(),
+        bundle: &record.bundle,
+        rootfs: &record.rootfs,
+        created: &record.created,
+        annotations: &record.annotations,
+        owner: owner(record.owner),
     }
-    entry
 }
 
 fn owner(uid: u32) -> String {
@@ -52,6 +64,9 @@ fn print(text: &str) -> Result<()> {
 
 pub(crate) fn list(global: &Global, verb: &Verb) -> Outcome {
     ensure(verb.words.is_empty(), "list takes no arguments")?;
+    if let Some(root) = global.flags.get("root").filter(|root| !root.is_empty()) {
+        std::fs::metadata(root).with_context(|| root.to_owned())?;
+    }
     let all = Known::all(global)?;
     if verb.flags.has("quiet") {
         let names: String = all.iter().map(|known| format!("{}\n", known.home.id)).collect();
@@ -60,7 +75,7 @@ pub(crate) fn list(global: &Global, verb: &Verb) -> Outcome {
     }
     match verb.flags.get("format").unwrap_or("table") {
         "json" => {
-            let entries: Vec<Value> = all.iter().map(entry).collect();
+            let entries: Vec<Entry<'_>> = all.iter().map(entry).collect();
             print(&(serde_json::to_string(&entries)? + "\n"))?;
         }
         "table" => {
@@ -108,7 +123,11 @@ fn ensure(good: bool, text: &'static str) -> Result<()> {
 
 pub(crate) fn ps(global: &Global, verb: &Verb) -> Outcome {
     let known = Known::find(global, verb.container(usize::MAX)?)?;
-    let pids = known.alive()?.pids()?;
+    let pids = match &known.container {
+        Some(container) => container.pids()?,
+        // What it has left behind, without a pid namespace of its own.
+        None => knarr_sandbox::cgroup_of(&known.spec, &known.home.id)?.pids()?,
+    };
     match verb.flags.get("format").unwrap_or("table") {
         "json" => print(&(serde_json::to_string(&pids)? + "\n"))?,
         "table" => {
@@ -149,12 +168,9 @@ pub(crate) fn events(global: &Global, verb: &Verb) -> Outcome {
         return Err(anyhow!("container with id {} is not running", known.home.id).into());
     }
     let container = known.alive()?;
-    let say = |kind: &str, data: Option<Value>| {
-        let mut event = json!({ "type": kind, "id": known.home.id });
-        if let Some(data) = data {
-            event["data"] = data;
-        }
-        print(&format!("{event}\n"))
+    let say = |kind, data| {
+        let event = Event { kind, id: &known.home.id, data };
+        print(&(serde_json::to_string(&event)? + "\n"))
     };
     if verb.flags.has("stats") {
         say("stats", Some(stats(&container.stats()?)))?;
@@ -177,6 +193,16 @@ pub(crate) fn events(global: &Global, verb: &Verb) -> Outcome {
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// runc's `types.Event`, in its order.
+#[derive(Serialize)]
+struct Event<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<Value>,
 }
 
 fn ended_within(child: &knarr_sandbox::Child, time: Duration) -> bool {

@@ -11,6 +11,9 @@ use crate::{Outcome, args::Verb};
 /// The version of the specification that this runtime follows.
 pub(crate) const VERSION: &str = "1.2.0";
 
+/// linux/magic.h `CGROUP2_SUPER_MAGIC`.
+const CGROUP2: rustix::fs::FsWord = 0x6367_7270;
+
 pub(crate) fn spec(verb: &Verb) -> Outcome {
     let dir = verb.flags.get("bundle").filter(|dir| !dir.is_empty()).unwrap_or(".");
     let path = Path::new(dir).join("config.json");
@@ -87,7 +90,11 @@ fn begin(rootless: bool) -> Value {
         mounts.push(mount("/sys/fs/cgroup", "cgroup", "cgroup", &options));
         linux["resources"] = json!({ "devices": [{ "allow": false, "access": "rwm" }] });
     }
-    kinds.push("cgroup");
+    // Cgroup v1 shows a container its own groups by itself (as runc).
+    let unified = rustix::fs::statfs("/sys/fs/cgroup").is_ok_and(|fs| fs.f_type == CGROUP2);
+    if unified {
+        kinds.push("cgroup");
+    }
     linux["namespaces"] = kinds.iter().map(|kind| json!({ "type": kind })).collect();
     json!({
         "ociVersion": VERSION,

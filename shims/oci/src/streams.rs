@@ -23,11 +23,12 @@ use rustix::{
     net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},
     process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open},
     termios::{
-        OptionalActions, Termios, Winsize, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize,
+        OptionalActions, OutputModes, Termios, Winsize, tcgetattr, tcgetwinsize, tcsetattr,
+        tcsetwinsize,
     },
 };
 
-use crate::args::Verb;
+use crate::args::{Flags, Verb};
 
 /// Our own streams.
 pub(crate) fn own() -> Result<Stdio> {
@@ -86,14 +87,25 @@ pub(crate) fn stdio(console: &Console<'_>, size: Option<(u16, u16)>) -> Result<S
 
 /// Sends the master of a terminal to a console socket, with its name.
 pub(crate) fn send_console(socket: &Path, master: &OwnedFd) -> Result<()> {
-    let shown = || format!("console socket {}", socket.display());
-    let stream = UnixStream::connect(socket).with_context(shown)?;
+    send(socket, b"/dev/ptmx", master.as_fd())
+        .with_context(|| format!("console socket {}", socket.display()))
+}
+
+/// Sends a process's pidfd, where the flags say so, with runc's name for it.
+pub(crate) fn send_pidfd(flags: &Flags, pidfd: BorrowedFd<'_>) -> Result<()> {
+    let Some(socket) = flags.get("pidfd-socket").filter(|path| !path.is_empty()) else {
+        return Ok(());
+    };
+    send(Path::new(socket), b"pidfd", pidfd).with_context(|| format!("pidfd socket {socket}"))
+}
+
+fn send(socket: &Path, name: &[u8], fd: BorrowedFd<'_>) -> Result<()> {
+    let stream = UnixStream::connect(socket)?;
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let fds = [master.as_fd()];
+    let fds = [fd];
     control.push(SendAncillaryMessage::ScmRights(&fds));
-    sendmsg(&stream, &[IoSlice::new(b"/dev/ptmx")], &mut control, SendFlags::NOSIGNAL)
-        .with_context(shown)?;
+    sendmsg(&stream, &[IoSlice::new(name)], &mut control, SendFlags::NOSIGNAL)?;
     Ok(())
 }
 
@@ -234,9 +246,15 @@ impl Joined {
         let stdin = io::stdin().as_fd().try_clone_to_owned()?;
         let stdout = io::stdout().as_fd().try_clone_to_owned()?;
         let before = tcgetattr(&stdin).ok();
+        // A line's end is translated once, by ours (as runc).
+        if let Ok(mut theirs) = tcgetattr(&master) {
+            theirs.output_modes.remove(OutputModes::ONLCR);
+            let _ = tcsetattr(&master, OptionalActions::Now, &theirs);
+        }
         if let Some(before) = &before {
             let mut raw = before.clone();
             raw.make_raw();
+            raw.output_modes.insert(OutputModes::OPOST);
             tcsetattr(&stdin, OptionalActions::Now, &raw).context("make the terminal raw")?;
         }
         Ok(Self { master, stdin, stdout: File::from(stdout), before, reads: true })

@@ -43,6 +43,44 @@ pub struct Cgroup {
     unified: Option<File>,
 }
 
+/// A group below a container's own: for all controllers, or those that are named.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SubGroup {
+    /// Controllers of cgroup v1; none for every hierarchy.
+    pub controllers: Vec<String>,
+    /// Relative to the container's group.
+    pub path: PathBuf,
+}
+
+/// The files by which a process gets into groups below the container's own.
+#[derive(Debug, Default)]
+pub(crate) struct Below {
+    /// Of v1: it moves itself.
+    pub(crate) tasks: Vec<PathBuf>,
+    /// Of v2.
+    pub(crate) unified: Option<PathBuf>,
+}
+
+impl Below {
+    /// Takes a process in, or says why that cannot be.
+    pub(crate) fn take(&self, pid: u32) -> Result<(), Error> {
+        // runc's words.
+        let failed = |file: &Path, error| {
+            let dir = file.parent().unwrap_or(file).display();
+            Error::system(format_args!("error adding pid {pid} to cgroups: {dir}"), error)
+        };
+        for file in &self.tasks {
+            std::fs::metadata(file).map_err(|error| failed(file, error))?;
+        }
+        match &self.unified {
+            Some(file) => {
+                std::fs::write(file, pid.to_string()).map_err(|error| failed(file, error))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
 /// How long `kill_all` and `delete` wait for the kernel to be done.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -50,9 +88,20 @@ impl Cgroup {
     /// Makes the group in every hierarchy. It may exist, but not with processes.
     pub fn create(path: &Path) -> Result<Self, Error> {
         let (cgroup, fresh) = Self::make(path)?;
-        if !fresh && !cgroup.pids()?.is_empty() {
-            let text = format!("cgroup {} has processes of another container", path.display());
-            return Err(Error::new(Failure::InvalidSpec, text));
+        if !fresh {
+            // runc's words. Who is born in a frozen group never executes.
+            let found = cgroup.pids()?.len();
+            if found > 0 {
+                let text = format!(
+                    "container's cgroup is not empty: {found} process(es) found in {}",
+                    path.display()
+                );
+                return Err(Error::new(Failure::InvalidSpec, text));
+            }
+            if cgroup.is_paused() {
+                let text = format!("container's cgroup unexpectedly frozen: {}", path.display());
+                return Err(Error::new(Failure::InvalidSpec, text));
+            }
         }
         Ok(cgroup)
     }
@@ -207,18 +256,40 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Moves a process of the container into a group below its own.
-    pub fn enter(&self, below: &Path, pid: u32) -> Result<(), Error> {
-        let below = below.strip_prefix("/").unwrap_or(below);
-        if below.components().any(|part| !matches!(part, Component::Normal(_))) {
-            let text = format!("cgroup path {:?} does not stay below", below.display());
+    /// Groups below the container's own, for a process of its own that is to be
+    /// there; the last word about a hierarchy counts.
+    pub(crate) fn below(&self, asked: &[SubGroup]) -> Result<Below, Error> {
+        let mut below = Below::default();
+        let mut unused: Vec<&str> =
+            asked.iter().flat_map(|one| &one.controllers).map(String::as_str).collect();
+        let dir = |hierarchy: &layout::Hierarchy, names: &[String]| -> Result<PathBuf, Error> {
+            let own = hierarchy.dir(&self.path);
+            let named = |one: &&SubGroup| one.controllers.iter().any(|name| names.contains(name));
+            let one = asked.iter().rev().find(named);
+            let one = one.or_else(|| asked.iter().rev().find(|one| one.controllers.is_empty()));
+            let Some(one) = one else { return Ok(own) };
+            let path = one.path.strip_prefix("/").unwrap_or(&one.path);
+            if path.components().any(|part| !matches!(part, Component::Normal(_))) {
+                // runc's words.
+                let text = format!("bad sub cgroup path: {}", one.path.display());
+                return Err(Error::new(Failure::InvalidSpec, text));
+            }
+            Ok(own.join(path))
+        };
+        if let Layout::V1 { hierarchies, .. } = self.layout {
+            for hierarchy in hierarchies {
+                unused.retain(|name| !hierarchy.controllers.iter().any(|other| other == name));
+                below.tasks.push(dir(hierarchy, &hierarchy.controllers)?.join("tasks"));
+            }
+        }
+        if let Some(name) = unused.first() {
+            let text = format!("unknown controller {name} in the path of a sub cgroup");
             return Err(Error::new(Failure::InvalidSpec, text));
         }
-        for hierarchy in self.layout.hierarchies() {
-            let dir = hierarchy.dir(&self.path).join(below);
-            files::write(&dir.join("cgroup.procs"), &pid.to_string())?;
+        if let Some(unified) = self.layout.unified() {
+            below.unified = Some(dir(unified, &[])?.join("cgroup.procs"));
         }
-        Ok(())
+        Ok(below)
     }
 
     /// Kills every process, also paused ones, and waits until they are gone.
@@ -288,6 +359,28 @@ impl Cgroup {
 
     fn v1(&self) -> v1::Group<'_> {
         v1::Group { layout: self.layout, path: &self.path }
+    }
+}
+
+/// A line of `rdma.max`, the same in v1 and v2.
+fn rdma(device: &str, limits: &oci_spec::runtime::LinuxRdma) -> String {
+    let mut line = device.to_owned();
+    for (name, value) in
+        [("hca_handle", limits.hca_handles()), ("hca_object", limits.hca_objects())]
+    {
+        if let Some(value) = value {
+            line.push_str(&format!(" {name}={value}"));
+        }
+    }
+    line
+}
+
+/// What `pids.max` is given. Less than nothing is no limit; nothing at all would
+/// not let the first process in, and means one, as with runc.
+fn pids_limit(limit: i64) -> String {
+    match limit {
+        ..0 => "max".to_owned(),
+        limit => limit.max(1).to_string(),
     }
 }
 

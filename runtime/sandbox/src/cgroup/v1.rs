@@ -55,6 +55,10 @@ pub(super) fn limit(
             file.write(&rule.to_string())?;
         }
     }
+    if resources.unified().as_ref().is_some_and(|all| !all.is_empty()) {
+        let text = "invalid configuration: unified resources need cgroup v2";
+        return Err(Error::new(Failure::InvalidSpec, text));
+    }
     if let Some(memory) = resources.memory() {
         memory_limits(group, memory.limit(), memory.swap())?;
         if let Some(soft) = memory.reservation() {
@@ -66,15 +70,22 @@ pub(super) fn limit(
         if memory.disable_oom_killer() == Some(true) {
             group.set("memory", "memory.oom_control", "1")?;
         }
+        if let Some(bytes) = memory.kernel_tcp() {
+            group.set("memory", "memory.kmem.tcp.limit_in_bytes", &bytes.to_string())?;
+        }
     }
     if let Some(cpu) = resources.cpu() {
-        let pairs: [(&str, &str, Option<String>); 8] = [
-            ("cpu", "cpu.shares", cpu.shares().filter(|n| *n != 0).map(|n| n.to_string())),
-            ("cpu", "cpu.cfs_period_us", cpu.period().filter(|n| *n != 0).map(|n| n.to_string())),
-            ("cpu", "cpu.cfs_quota_us", cpu.quota().filter(|n| *n != 0).map(|n| n.to_string())),
-            ("cpu", "cpu.cfs_burst_us", cpu.burst().map(|n| n.to_string())),
-            ("cpu", "cpu.rt_period_us", cpu.realtime_period().map(|n| n.to_string())),
-            ("cpu", "cpu.rt_runtime_us", cpu.realtime_runtime().map(|n| n.to_string())),
+        quota(group, cpu.period(), cpu.quota(), cpu.burst())?;
+        let text = |number: Option<u64>| number.filter(|n| *n != 0).map(|n| n.to_string());
+        let pairs: [(&str, &str, Option<String>); 6] = [
+            ("cpu", "cpu.shares", text(cpu.shares())),
+            ("cpu", "cpu.rt_period_us", text(cpu.realtime_period())),
+            (
+                "cpu",
+                "cpu.rt_runtime_us",
+                cpu.realtime_runtime().filter(|n| *n != 0).map(|n| n.to_string()),
+            ),
+            ("cpu", "cpu.idle", cpu.idle().map(|n| n.to_string())),
             ("cpuset", "cpuset.cpus", cpu.cpus().clone().filter(|list| !list.is_empty())),
             ("cpuset", "cpuset.mems", cpu.mems().clone().filter(|list| !list.is_empty())),
         ];
@@ -85,7 +96,7 @@ pub(super) fn limit(
         }
     }
     if let Some(pids) = resources.pids() {
-        let limit = if pids.limit() > 0 { pids.limit().to_string() } else { "max".to_owned() };
+        let limit = super::pids_limit(pids.limit());
         group.set("pids", "pids.max", &limit)?;
     }
     if let Some(io) = resources.block_io() {
@@ -94,6 +105,13 @@ pub(super) fn limit(
             let bfq = group.file("blkio", "blkio.bfq.weight").is_some_and(|file| file.exists());
             let file = if bfq { "blkio.bfq.weight" } else { "blkio.weight" };
             group.set("blkio", file, &weight.to_string())?;
+        }
+        for device in io.weight_device().iter().flatten() {
+            let Some(weight) = device.weight() else { continue };
+            let value = format!("{}:{} {weight}", device.major(), device.minor());
+            let bfq = "blkio.bfq.weight_device";
+            let has_bfq = group.file("blkio", bfq).is_some_and(|file| file.exists());
+            group.set("blkio", if has_bfq { bfq } else { "blkio.weight_device" }, &value)?;
         }
         for (file, devices) in [
             ("blkio.throttle.read_bps_device", io.throttle_read_bps_device()),
@@ -107,7 +125,47 @@ pub(super) fn limit(
             }
         }
     }
+    for huge in resources.hugepage_limits().iter().flatten() {
+        let file = |kind: &str| format!("hugetlb.{}.{kind}limit_in_bytes", huge.page_size());
+        group.set("hugetlb", &file(""), &huge.limit().to_string())?;
+        // What is reserved counts apart, since Linux 5.7.
+        if group.file("hugetlb", &file("rsvd.")).is_some_and(|file| file.exists()) {
+            group.set("hugetlb", &file("rsvd."), &huge.limit().to_string())?;
+        }
+    }
+    if let Some(network) = resources.network() {
+        if let Some(class) = network.class_id().filter(|class| *class != 0) {
+            group.set("net_cls", "net_cls.classid", &class.to_string())?;
+        }
+        for one in network.priorities().iter().flatten() {
+            let value = format!("{} {}", one.name(), one.priority());
+            group.set("net_prio", "net_prio.ifpriomap", &value)?;
+        }
+    }
+    for (device, limits) in resources.rdma().iter().flatten() {
+        group.set("rdma", "rdma.max", &super::rdma(device, limits))?;
+    }
     Ok(())
+}
+
+/// The kernel wants the quota of a period to fit in its parent's, and the burst in
+/// the quota, after each write: what it refuses first it may take last.
+fn quota(
+    group: &Group<'_>,
+    period: Option<u64>,
+    quota: Option<i64>,
+    burst: Option<u64>,
+) -> Result<(), Error> {
+    let period = period.filter(|n| *n != 0).map(|n| ("cpu.cfs_period_us", n.to_string()));
+    let quota = quota.filter(|n| *n != 0).map(|n| ("cpu.cfs_quota_us", n.to_string()));
+    let burst = burst.map(|n| ("cpu.cfs_burst_us", n.to_string()));
+    let mut again = Vec::new();
+    for (file, value) in [burst, period, quota].into_iter().flatten() {
+        if group.set("cpu", file, &value).is_err() {
+            again.push((file, value));
+        }
+    }
+    again.into_iter().rev().try_for_each(|(file, value)| group.set("cpu", file, &value))
 }
 
 /// The kernel wants `limit` ≤ `swap` at every moment, so the order of the two
@@ -116,6 +174,8 @@ fn memory_limits(group: &Group<'_>, limit: Option<i64>, swap: Option<i64>) -> Re
     const LIMIT: &str = "memory.limit_in_bytes";
     const SWAP: &str = "memory.memsw.limit_in_bytes";
     let limit = limit.filter(|bytes| *bytes != 0);
+    // No limit of memory fits into a limit of memory and swap (as runc).
+    let swap = if limit == Some(-1) { swap.filter(|bytes| *bytes != 0).or(Some(-1)) } else { swap };
     let swap = swap
         .filter(|bytes| *bytes != 0)
         // Without swap accounting there is no such file, and nothing to limit.

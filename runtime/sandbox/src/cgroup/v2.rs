@@ -45,7 +45,12 @@ pub(super) fn limit(dir: &Path, resources: &LinuxResources, first: bool) -> Resu
         }
     }
     if let Some(cpu) = resources.cpu() {
-        if let Some(shares) = cpu.shares().filter(|shares| *shares != 0) {
+        if let Some(idle) = cpu.idle() {
+            set("cpu.idle", &idle.to_string())?;
+        }
+        // An idle group has no weight.
+        let shares = cpu.shares().filter(|shares| *shares != 0);
+        if let Some(shares) = shares.filter(|_| cpu.idle().unwrap_or(0) == 0) {
             set("cpu.weight", &weight(shares).to_string())?;
         }
         if cpu.quota().is_some() || cpu.period().is_some() {
@@ -66,14 +71,24 @@ pub(super) fn limit(dir: &Path, resources: &LinuxResources, first: bool) -> Resu
         }
     }
     if let Some(pids) = resources.pids() {
-        let limit = if pids.limit() > 0 { pids.limit().to_string() } else { "max".to_owned() };
+        let limit = super::pids_limit(pids.limit());
         set("pids.max", &limit)?;
     }
     if let Some(io) = resources.block_io() {
         if let Some(weight) = io.weight().filter(|weight| *weight != 0) {
-            // runc's conversion of 10…1000 to 1…10000.
-            let weight = 1 + (u64::from(weight).max(10) - 10) * 9999 / 990;
-            set("io.weight", &format!("default {weight}"))?;
+            // Its name and range depend on the scheduler of the kernel's build.
+            if dir.join("io.bfq.weight").exists() {
+                set("io.bfq.weight", &weight.to_string())?;
+            } else {
+                // runc's conversion of 10…1000 to 1…10000.
+                let weight = 1 + (u64::from(weight).max(10) - 10) * 9999 / 990;
+                set("io.weight", &format!("default {weight}"))?;
+            }
+        }
+        for device in io.weight_device().iter().flatten() {
+            let Some(weight) = device.weight() else { continue };
+            let value = format!("{}:{} {weight}", device.major(), device.minor());
+            set("io.bfq.weight", &value)?;
         }
         for (key, devices) in [
             ("rbps", io.throttle_read_bps_device()),
@@ -87,6 +102,17 @@ pub(super) fn limit(dir: &Path, resources: &LinuxResources, first: bool) -> Resu
                 set("io.max", &value)?;
             }
         }
+    }
+    for huge in resources.hugepage_limits().iter().flatten() {
+        let file = |kind: &str| format!("hugetlb.{}.{kind}max", huge.page_size());
+        set(&file(""), &huge.limit().to_string())?;
+        // What is reserved counts apart, since Linux 5.7.
+        if dir.join(file("rsvd.")).exists() {
+            set(&file("rsvd."), &huge.limit().to_string())?;
+        }
+    }
+    for (device, limits) in resources.rdma().iter().flatten() {
+        set("rdma.max", &super::rdma(device, limits))?;
     }
     for (file, value) in resources.unified().iter().flatten() {
         if file.contains('/') || file.starts_with("cgroup.") {

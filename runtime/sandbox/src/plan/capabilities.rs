@@ -12,26 +12,35 @@ pub(super) struct Sets {
     pub(super) bounding: u64,
     pub(super) effective: u64,
     pub(super) permitted: u64,
+    pub(super) inheritable: u64,
     pub(super) ambient: u64,
 }
 
 impl Sets {
     /// Without a word about capabilities a process has none. The inheritable
-    /// set is always empty, whatever is asked (CVE-2022-24769), but for what the
-    /// ambient set needs.
+    /// set is what the ambient one needs and nothing else (CVE-2022-24769),
+    /// unless an operator has written one down: then the ambient set is what
+    /// both say, as the kernel has it.
     ///
     /// What we do not have ourselves cannot be given: as runc does, it is left
     /// out, so that "all of them" works on a host that keeps some back.
-    pub(super) fn of(capabilities: Option<&LinuxCapabilities>, available: u64) -> Self {
+    pub(super) fn of(
+        capabilities: Option<&LinuxCapabilities>,
+        available: u64,
+        foreign: bool,
+    ) -> Self {
         let Some(all) = capabilities else { return Self::default() };
         let set =
             |names: &Option<HashSet<Capability>>| names.as_ref().map_or(0, mask_of) & available;
         let permitted = set(all.permitted());
+        let wanted = set(all.ambient()) & permitted;
+        let inheritable = if foreign { set(all.inheritable()) } else { wanted };
         Self {
             bounding: set(all.bounding()),
             effective: set(all.effective()) & permitted,
             permitted,
-            ambient: set(all.ambient()) & permitted,
+            inheritable,
+            ambient: wanted & inheritable,
         }
     }
 }

@@ -17,6 +17,7 @@
 //!    no_new_privs is not set: the kernel wants one of the two.
 
 mod capabilities;
+mod habits;
 mod identity;
 mod mounts;
 mod namespaces;
@@ -26,9 +27,10 @@ mod wasm;
 use std::path::{Path, PathBuf};
 
 use knarr_init::wire::Op;
-use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, LinuxPersonalityDomain, Process, Spec};
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Process, Spec};
 
 pub(crate) use capabilities::{SYS_ADMIN, mask_of};
+pub(crate) use habits::Habits;
 pub(crate) use identity::Identity;
 pub(crate) use namespaces::{Namespaces, PID, PidNamespace, USER};
 
@@ -79,6 +81,8 @@ pub(crate) struct Style {
     pub(crate) no_pivot: bool,
     /// The session keyring stays.
     pub(crate) no_new_keyring: bool,
+    /// The host's procfs and sysfs, which such a root would leave beneath.
+    pub(crate) uncovered: Vec<std::ffi::CString>,
     /// Hooks are waited for before the root is entered.
     pub(crate) holds: bool,
     /// Where on the host the root lies until then; else over the host's root.
@@ -160,7 +164,12 @@ pub(crate) fn is_wasm(spec: &Spec) -> bool {
 }
 
 /// The launch of another process in the container.
-pub(crate) fn exec(process: &Process, context: &Context<'_>, kinds: u32) -> Result<Ops, Error> {
+pub(crate) fn exec(
+    process: &Process,
+    context: &Context<'_>,
+    kinds: u32,
+    habits: &Habits,
+) -> Result<Ops, Error> {
     let mut ops = Ops::default();
     context.style.inherit(&mut ops);
     join_cgroups(&mut ops, context);
@@ -182,6 +191,7 @@ pub(crate) fn exec(process: &Process, context: &Context<'_>, kinds: u32) -> Resu
         ops.push(Op::Terminal { rows: rows.into(), cols: cols.into(), uid, console: false });
     }
     process::limits(&mut ops, process)?;
+    habits.push(&mut ops);
     process::place(&mut ops, process, context, false)?;
     process::become_program(&mut ops, process, context)?;
     Ok(ops)
@@ -233,11 +243,12 @@ fn native(
     for path in linux.readonly_paths().iter().flatten() {
         ops.push(Op::ReadOnly { path: &container_path(Path::new(path))? });
     }
-    for path in linux.masked_paths().iter().flatten() {
+    let mut masked = std::collections::HashSet::new();
+    for path in linux.masked_paths().iter().flatten().filter(|path| masked.insert(path.as_str())) {
         ops.push(Op::Mask { path: &container_path(Path::new(path))? });
     }
     for mount in mounts::read_only_later(mounts) {
-        ops.push(Op::ReadOnly { path: &container_path(mount)? });
+        ops.push(Op::ReadOnlyMount { path: &container_path(mount)? });
     }
     process::place(&mut ops, process, context, true)?;
     if read_only {
@@ -257,13 +268,7 @@ fn native(
         _ => {}
     }
     process::limits(&mut ops, process)?;
-    if let Some(personality) = linux.personality() {
-        let persona = match personality.domain() {
-            LinuxPersonalityDomain::PerLinux => 0,
-            LinuxPersonalityDomain::PerLinux32 => 8,
-        };
-        ops.push(Op::Personality { persona });
-    }
+    Habits::of(spec)?.push(&mut ops);
     context.style.ready(&mut ops);
     process::become_program(&mut ops, process, context)?;
     Ok(ops)
@@ -367,6 +372,13 @@ fn enter(
 fn let_go(ops: &mut Ops, style: &Style, namespaces: &Namespaces) {
     if style.holds {
         ops.push(Op::Ready {});
+    }
+    // What procfs and sysfs keep from a container can be seen in the host's own, and
+    // who sees those may mount them whole in a user namespace.
+    if style.no_pivot && !namespaces.shares_mounts {
+        for path in &style.uncovered {
+            ops.push(Op::Unmount { path });
+        }
     }
     if style.late(namespaces) {
         ops.push(if style.stays(namespaces) { Op::Chroot {} } else { Op::Pivot {} });

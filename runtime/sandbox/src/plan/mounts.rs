@@ -196,7 +196,7 @@ pub(super) fn all(
         }
         let options = Options::parse(mount)?;
         let kind = mount.typ().as_deref().unwrap_or(if options.bind { "bind" } else { "none" });
-        if !context.style.foreign || kind != "bind" || !is_procfs(mount.source().as_deref()) {
+        if !context.style.foreign || !options.bind || !is_procfs(mount.source().as_deref()) {
             guard_proc(mount.destination(), kind)?;
         }
         match kind {

@@ -57,13 +57,24 @@ fn arguments(process: &Process) -> Result<&[String], Error> {
     }
 }
 
-/// The environment with `HOME`, where it has none.
+/// The environment with `HOME`, where it has none or an empty one. Of what is
+/// said twice the last word counts.
 fn environment(process: &Process, context: &Context<'_>) -> Result<Vec<String>, Error> {
     let mut all = process.env().clone().unwrap_or_default();
     if let Some(bad) = all.iter().find(|entry| entry.find('=').is_none_or(|at| at == 0)) {
         let text = format!("environment entry {bad:?} is not NAME=value");
         return Err(Error::new(Failure::InvalidSpec, text));
     }
+    let mut seen = std::collections::HashSet::new();
+    let mut last: Vec<String> = Vec::with_capacity(all.len() + 1);
+    for entry in std::mem::take(&mut all).into_iter().rev() {
+        let name = entry.split_once('=').map_or(&*entry, |(name, _)| name);
+        if seen.insert(name.to_owned()) && entry != "HOME=" {
+            last.push(entry);
+        }
+    }
+    last.reverse();
+    all = last;
     if !all.iter().any(|entry| entry.starts_with("HOME=")) {
         let home = context.identity.home.as_deref();
         let home = home.unwrap_or(if context.identity.uid == 0 { "/root" } else { "/" });
@@ -129,7 +140,11 @@ pub(super) fn drop_privileges(
     // While everything that they need is still there.
     schedule(ops, process)?;
     ops.push(Op::Umask { mask: process.user().umask().unwrap_or(0o022) });
-    let sets = capabilities::Sets::of(process.capabilities().as_ref(), context.available);
+    let sets = capabilities::Sets::of(
+        process.capabilities().as_ref(),
+        context.available,
+        context.style.foreign,
+    );
     ops.push(Op::Bounding { keep: sets.bounding });
     let groups: Vec<u8> = identity.groups.iter().flat_map(|group| group.to_ne_bytes()).collect();
     if identity.uid != 0 {
@@ -149,7 +164,7 @@ pub(super) fn drop_privileges(
     let capabilities = |extra: u64| Op::Capabilities {
         effective: sets.effective | extra,
         permitted: sets.permitted | extra,
-        inheritable: sets.ambient,
+        inheritable: sets.inheritable,
     };
     let filter = context.filter.map(|filter| {
         let (flags, bytes) = (filter.flags(), Bytes(filter.bytes()));

@@ -79,7 +79,7 @@ fn the_launch_of_another_process() {
         mount_label: None,
         style: Style::default(),
     };
-    let ops = exec(process, &context, 0x6c02_0000).expect("plan");
+    let ops = exec(process, &context, 0x6c02_0000, &Habits::default()).expect("plan");
     insta::assert_snapshot!(format!("{ops:?}"));
 }
 

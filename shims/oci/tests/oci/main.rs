@@ -2,6 +2,7 @@
 
 #![allow(missing_docs)]
 
+mod callers;
 mod engines;
 mod hooks;
 mod life;
