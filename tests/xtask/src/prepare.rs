@@ -34,9 +34,9 @@ pub const TESTS: &[&str] = &[
 pub const BENCH: &[&str] =
     &["busybox-static", "containerd", "docker.io", "iproute2", "nftables", "podman", "runc"];
 
-/// An emulator, a userland for its machine, what resolves kernel modules and what
-/// compiles profiles.
-pub const VM: &[&str] = &["apparmor", "busybox-static", "kmod", "qemu-system-x86"];
+/// An emulator, a userland and a containerd for its machine, what resolves kernel
+/// modules and what compiles profiles.
+pub const VM: &[&str] = &["apparmor", "busybox-static", "containerd", "kmod", "qemu-system-x86"];
 
 /// A Rust toolchain that knows the Wasm targets, with its source, and a C library for them.
 pub const GUESTS: &[&str] = &["rustc-web", "rust-web-src", "wasi-libc"];

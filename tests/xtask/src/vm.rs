@@ -119,16 +119,9 @@ fn write_initramfs(path: &Path, modules: &Path, work: &Path) -> Result<()> {
     let mut archive = Cpio::with_basics(&["knarr-oci", "knarr-wasm"])?;
     archive.file("knarr/test.sh", include_bytes!("../vm/test.sh"), 0o755);
     archive.file("knarr/profile.bin", &profile(work)?, 0o644);
-    let bin = products()?;
     archive.products(&["knarr", "knarrd", "containerd-shim-knarr-v1"])?;
     for image in ["busybox", "layers", "hello", "hello-component", "web"] {
-        let output = Command::new(bin.join("knarr-demo"))
-            .args(["--archive", image])
-            .current_dir(root())
-            .stderr(Stdio::inherit())
-            .output()?;
-        ensure!(output.status.success(), "image {image}: {}", output.status);
-        archive.file(&format!("knarr/{image}.tar"), &output.stdout, 0o644);
+        archive.image(image)?;
     }
     archive.tree(&slim.join("lib"), "lib")?;
     fs::File::create(path)?.write_all(&archive.finish())?;
@@ -174,14 +167,19 @@ fn write_systemd(path: &Path, work: &Path) -> Result<()> {
     for (name, text) in SYSTEM {
         archive.file(&format!("etc/{name}"), text.as_bytes(), 0o644);
     }
+    archive.products(&["containerd-shim-knarr-v1"])?;
+    archive.image("busybox")?;
+    let installed = Path::new("/");
     let programs = [
-        ("lib/systemd/systemd", "systemd"),
-        ("bin/systemctl", "systemctl"),
-        ("usr/bin/dbus-daemon", "dbus-daemon"),
+        (tree.as_path(), "lib/systemd/systemd", "systemd"),
+        (&tree, "bin/systemctl", "systemctl"),
+        (&tree, "usr/bin/dbus-daemon", "dbus-daemon"),
+        (installed, "usr/bin/containerd", "containerd"),
+        (installed, "usr/bin/ctr", "ctr"),
     ];
     let mut libraries = std::collections::BTreeSet::new();
-    for (from, name) in programs {
-        let program = tree.join(from);
+    for (place, from, name) in programs {
+        let program = place.join(from);
         archive.file(&format!("knarr/{name}"), &fs::read(&program)?, 0o755);
         libraries.extend(libraries_of(&program, &tree)?);
     }
@@ -347,6 +345,18 @@ impl Cpio {
             let content = fs::read(bin.join(program)).with_context(|| (*program).to_owned())?;
             self.file(&format!("knarr/{program}"), &content, 0o755);
         }
+        Ok(())
+    }
+
+    /// One of the demo's images, as an archive.
+    fn image(&mut self, image: &str) -> Result<()> {
+        let output = Command::new(products()?.join("knarr-demo"))
+            .args(["--archive", image])
+            .current_dir(root())
+            .stderr(Stdio::inherit())
+            .output()?;
+        ensure!(output.status.success(), "image {image}: {}", output.status);
+        self.file(&format!("knarr/{image}.tar"), &output.stdout, 0o644);
         Ok(())
     }
 

@@ -43,6 +43,31 @@ oci run --bundle $B four < /dev/null; is "over the bus alone" 5 $?
 config five '["sleep","1000"]' "" ",\"resources\":{$RESOURCES}"
 lives five $SLICE/vm-five.scope
 ends five $SLICE/vm-five.scope
+stamp "containerd"
+echo 'SystemdCgroup = true' > /etc/knarr.toml
+plugin() { echo "\"io.containerd.$1\""; }
+echo "version = 2
+disabled_plugins = [$(plugin grpc.v1.cri), $(plugin snapshotter.v1.overlayfs), $(plugin snapshotter.v1.btrfs), $(plugin snapshotter.v1.zfs), $(plugin snapshotter.v1.aufs), $(plugin snapshotter.v1.devmapper)]" > /etc/containerd.toml
+containerd --config /etc/containerd.toml > /tmp/containerd.log 2>&1 &
+tries=0; until ctr version > /dev/null 2>&1; do tries=$((tries + 1)); [ $tries -gt 300 ] && break; usleep 100000; done
+ctr image import --snapshotter native /knarr/busybox.tar > /tmp/import.log 2>&1; is "an image is imported" 0 $? || cat /tmp/import.log
+IMAGE=$(ctr image ls -q | head -1)
+how="--snapshotter native --runtime io.containerd.knarr.v1 --runtime-config-path /etc/knarr.toml"
+is "ctr run" "0::$(echo ${SLICE#/sys/fs/cgroup})/ctr-six.scope" "$(ctr run --rm $how --cgroup knarr-vm.slice:ctr:six $IMAGE six cat /proc/self/cgroup)"
+ctr run -d $how --cgroup knarr-vm.slice:ctr:six --memory-limit 67108864 $IMAGE six sleep 1000; is "ctr run -d" 0 $?
+is "systemd knows it" "active knarr-vm.slice 67108864" "$(show ctr-six.scope ActiveState) $(show ctr-six.scope Slice) $(show ctr-six.scope MemoryMax)"
+ctr task exec --exec-id e six sh -c 'exit 3'; is "exec" 3 $?
+has "metrics" "67108864" "$(ctr task metrics six | grep memory.usage_limit)"
+ctr task pause six; has "pause" PAUSED "$(ctr task ls)"
+ctr task resume six; has "resume" RUNNING "$(ctr task ls)"
+ctr task kill -s 9 six
+tries=0; until ctr task ls | grep -q STOPPED; do tries=$((tries + 1)); [ $tries -gt 100 ] && break; usleep 100000; done
+ctr task rm six > /dev/null 2>&1; ctr container rm six; is "remove" 0 $?
+ctr run -d $how --cgroup knarr-vm.slice:ctr:six $IMAGE six sleep 1000; is "again" 0 $?
+kill -9 $(pidof containerd-shim-knarr-v1)
+tries=0; until [ -z "$(ctr task ls -q)" ]; do tries=$((tries + 1)); [ $tries -gt 100 ] && break; usleep 100000; done
+is "a shim's death is its container's" "" "$(find /sys/fs/cgroup -name 'ctr-*')"
+is "and no unit is left" "" "$(systemctl list-units --all --plain --no-legend 'ctr-*')"
 mv /run/dbus /run/elsewhere
 has "without either" "/run/dbus/system_bus_socket: no such file or directory; /run/systemd/private: no such" "$(oci run --bundle $B four 2>&1)"
 mv /run/systemd/elsewhere /run/systemd/private
