@@ -13,7 +13,7 @@ use crate::{
         CheckpointTaskRequest, Empty, Envelope, MetricsRequest, MetricsResponse, SubscribeRequest,
         UpdateTaskRequest,
     },
-    support::{Containerd, KNARR, both, unique},
+    support::{Containerd, KNARR, both, both_tell, unique},
 };
 
 const TASKS: &str = "containerd.services.tasks.v1.Tasks";
@@ -181,7 +181,7 @@ fn next(answers: &mut Answers<'_>) -> (String, String, String) {
 
 #[test]
 fn s04_the_events_service_tells_each_exit_once() {
-    both(|containerd| {
+    both_tell(|containerd| {
         let grpc = connect(containerd);
         let filter = format!("namespace=={}", containerd.namespace);
         let request = SubscribeRequest { filters: vec![filter], ..Default::default() };

@@ -37,6 +37,13 @@ fn cgroup(containerd: &Containerd, id: &str, controller: &str, file: &str) -> St
     all.iter().find_map(of).unwrap_or_else(|| panic!("{file} of {id}")).trim().to_owned()
 }
 
+/// Memory that a process shares with no other one, in KiB.
+fn own_memory(pid: i32) -> u64 {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let private = rollup.lines().filter(|line| line.starts_with("Private_"));
+    private.map(|line| line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()).sum()
+}
+
 #[test]
 fn cri_a_pod_lives_and_leaves_nothing() {
     with_cri(|containerd| {
@@ -254,6 +261,16 @@ fn cri_native_and_wasm_share_a_pod() {
         assert_eq!(limit, (128 << 20).to_string());
         let refused = cri.try_exec(&served, &["true"]).unwrap_err();
         assert!(refused.message.contains("there is one program in it"), "{refused:?}");
+
+        // What the RuntimeClass says of overhead: the shim's own memory for all of
+        // them. The program's pages are everybody's, where it is not the only one.
+        let shim = containerd.shims()[0].0;
+        let other = cri.run_pod("knarr", |_| {});
+        let own = own_memory(shim);
+        eprintln!("the shim has {own} KiB of its own");
+        assert!(own <= 3 * 1024, "{own} KiB");
+        other.stop();
+        other.remove();
 
         // It ends politely and is made anew where it was.
         let ended = cri.stop(&served, 20);

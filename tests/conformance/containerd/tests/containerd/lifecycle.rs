@@ -1,6 +1,6 @@
 //! The everyday verbs, and what containerd is told of them.
 
-use crate::support::{KNARR, both, ours};
+use crate::support::{KNARR, both, both_tell, ours};
 
 #[test]
 fn a_container_runs_and_its_exit_code_arrives() {
@@ -65,7 +65,7 @@ fn metrics_are_those_that_kubelet_reads() {
 
 #[test]
 fn s04_events_come_in_order_and_each_exit_once() {
-    both(|containerd| {
+    both_tell(|containerd| {
         let events = containerd.events();
         containerd.sleeper(&[], "one");
         let exec = containerd.ctr(&["task", "exec", "--exec-id", "e", "one", "sh", "-c", "exit 5"]);
@@ -134,7 +134,7 @@ fn what_cannot_be_done_is_said() {
 
 #[test]
 fn many_lives_in_parallel_leave_nothing() {
-    // All 1,000 take minutes: SPECIFICATION.md has their figures.
+    // All 1,000 take minutes: shims/task/CONFORMANCE.md has their figures.
     let full = std::env::var_os("KNARR_TEST_STRESS").is_some();
     let (lives, lanes) = if full { (1000, 16) } else { (64, 16) };
     both(|containerd| {
