@@ -42,6 +42,8 @@ struct Options {
     flags: u64,
     set: u64,
     clear: u64,
+    /// One of these was said, even if it was that it is not so.
+    explicit: bool,
     deep_set: u64,
     deep_clear: u64,
     propagation: Option<(u64, bool)>,
@@ -116,14 +118,15 @@ impl Options {
             "lazytime" => self.flags |= MS_LAZYTIME,
             "nolazytime" => self.flags &= !MS_LAZYTIME,
             "ratime" => self.deep(0, MountAttr::ATIME),
-            "rrelatime" | "rnostrictatime" => self.deep(0, MountAttr::ATIME),
-            "rnorelatime" => self.deep(MountAttr::STRICTATIME, MountAttr::ATIME),
+            // The kernel's own choice is relatime: not to want it changes nothing (as runc).
+            "rrelatime" | "rnostrictatime" | "rnorelatime" => self.deep(0, MountAttr::ATIME),
             "defaults" | "atime" | "norelatime" | "nostrictatime" | "copyup" | "nocopyup" | "z"
             | "Z" | "consistent" | "cached" | "delegated" => {}
             _ => {
                 let deep = option.strip_prefix('r').filter(|rest| *rest != "w" && *rest != "o");
                 let find = |name: &str| BITS.iter().find(|bit| bit.0 == name);
                 if let Some((_, flag, attribute, sets)) = find(option) {
+                    self.explicit = true;
                     change(&mut self.flags, *flag, *sets);
                     let atime = attribute & MountAttr::ATIME != 0 || option == "relatime";
                     change(&mut self.set, *attribute, *sets);
@@ -295,10 +298,23 @@ fn bind(
             format!("bind mount on {} has no absolute source", mount.destination().display());
         return Err(Error::new(Failure::InvalidSpec, text));
     };
+    // Whoever says one of a bind's flags says all of them: others of the source's
+    // are not inherited (as runc, and mount(2) with MS_REMOUNT). A user namespace
+    // could not take them off either.
+    const IMPLIED: u64 = MountAttr::RDONLY
+        | MountAttr::NOSUID
+        | MountAttr::NODEV
+        | MountAttr::NOEXEC
+        | MountAttr::NOSYMFOLLOW;
+    let implied = if options.explicit && context.style.foreign && context.maps.is_none() {
+        IMPLIED & !options.set
+    } else {
+        0
+    };
     let bind = Bind {
         source,
         recursive: options.recursive,
-        attributes: (options.set, options.clear),
+        attributes: (options.set, options.clear | implied),
         deep_attributes: (options.deep_set, options.deep_clear),
         propagation: options.propagation.unwrap_or((MS_PRIVATE, true)),
     };

@@ -393,3 +393,38 @@ fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
     }
     all
 }
+
+#[test]
+fn who_says_one_flag_of_a_bind_says_all() {
+    // A mount of the host's with flags of its own, in a namespace of our own.
+    let mut bundle = Bundle::script("grep -E ' /(kept|said) ' /proc/self/mounts | cut -d' ' -f2,4");
+    let source = bundle.path("source");
+    fs::create_dir(&source).expect("source");
+    for (name, options) in [("kept", json!(["bind"])), ("said", json!(["bind", "nosuid"]))] {
+        bundle.config["mounts"].as_array_mut().expect("mounts").push(json!({
+            "destination": format!("/{name}"), "source": source, "options": options,
+        }));
+    }
+    symlink("busybox", bundle.rootfs("bin/cut")).expect("link");
+    bundle.write();
+    let script = format!(
+        "mount -t tmpfs -o size=1m tmpfs {0} && mount -o remount,bind,ro,nodev,noexec {0} && \
+         exec \"$@\"",
+        source.display()
+    );
+    let own = std::process::Command::new("unshare")
+        .args(["-m", "sh", "-c", &script, "sh", env!("CARGO_BIN_EXE_knarr-oci"), "--root"])
+        .arg(bundle.path("state"))
+        .args(["run", &bundle.id])
+        .current_dir(bundle.dir.path())
+        .output()
+        .expect("unshare");
+    let text = String::from_utf8_lossy(&own.stdout).into_owned();
+    let flags = |name: &str| {
+        let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+        line.rsplit(' ').next().unwrap_or_default().to_owned()
+    };
+    assert!(flags("/kept").starts_with("ro,nodev,noexec,"), "{own:?}");
+    let said = flags("/said");
+    assert!(said.starts_with("rw,nosuid,") && !said.contains("noexec"), "{own:?}");
+}
