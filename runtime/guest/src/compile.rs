@@ -14,6 +14,9 @@
 //! **How it fails.** The child limits its own CPU time and memory; one that is
 //! killed for it, or takes longer than [`TIME_MAX`], is `compile limit`. What
 //! it says on standard error is the message otherwise.
+//!
+//! Programs that live for one container ask for the fingerprint, too: it is kept in
+//! `wasm/host`, and believed for the same host program since the same boot.
 
 use std::{
     fs::File,
@@ -40,6 +43,8 @@ use crate::{Error, Result};
 
 /// A busy machine may need minutes for the largest programs.
 const TIME_MAX: Duration = Duration::from_secs(300);
+/// Where the fingerprint is kept.
+const KEPT: &str = "host";
 /// What is kept of the child's words.
 const WORDS_MAX: u64 = 16 * 1024;
 
@@ -57,11 +62,18 @@ pub struct Compiler {
     program: PathBuf,
     /// `<data root>/wasm`.
     cache: PathBuf,
-    /// The fingerprint, and the program's inode and time that it belongs to.
-    #[expect(clippy::type_complexity, reason = "the tuple is compared and nothing else")]
-    fingerprint: Mutex<Option<((u64, i64, i64), String)>>,
+    fingerprint: Mutex<Option<Fingerprint>>,
     /// One at a time: the compiler uses every core itself.
     turn: Semaphore,
+}
+
+/// What the host program answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Fingerprint {
+    /// Of which program, since which boot: another processor may follow with the next.
+    of: String,
+    /// A name of hexadecimal digits.
+    host: String,
 }
 
 impl Compiler {
@@ -113,6 +125,17 @@ impl Compiler {
         Ok(target)
     }
 
+    /// A file without a name in the cache's directory, for a program on its way here.
+    ///
+    /// # Errors
+    /// Where the directory cannot be made or written.
+    pub fn scratch(&self) -> std::io::Result<File> {
+        make_directory(&self.cache)?;
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let file = rustix::fs::open(&self.cache, flags, Mode::RUSR | Mode::WUSR)?;
+        Ok(File::from(file))
+    }
+
     async fn run(&self, source: File, output: &File) -> std::result::Result<(), String> {
         let output = output.try_clone().map_err(|e| e.to_string())?;
         let mut child = Command::new(&self.program)
@@ -153,11 +176,14 @@ impl Compiler {
     async fn fingerprint(&self, module: &Digest) -> Result<String> {
         let failed = |why: String| Error::Compile { module: *module, why };
         let shown = self.program.display();
-        let metadata = std::fs::metadata(&self.program)
+        let of = self
+            .identity()
             .map_err(|e| failed(format!("the Wasm host {shown} cannot be used: {e}")))?;
-        let key = (metadata.ino(), metadata.mtime(), metadata.mtime_nsec());
         let known = self.fingerprint.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some((_, host)) = known.filter(|(of, _)| *of == key) {
+        let kept = self.cache.join(KEPT);
+        if let Some(known) = known.or_else(|| Fingerprint::read(&kept)).filter(|one| one.of == of) {
+            let host = known.host.clone();
+            *self.fingerprint.lock().unwrap_or_else(PoisonError::into_inner) = Some(known);
             return Ok(host);
         }
         let output = Command::new(&self.program)
@@ -172,15 +198,44 @@ impl Compiler {
             .map_err(|_| failed(format!("{shown} fingerprint does not answer")))?
             .map_err(|e| failed(format!("run {shown}: {e}")))?;
         let host = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        let hex = |c: u8| c.is_ascii_hexdigit();
-        if !output.status.success() || host.is_empty() || host.len() > 128 || !host.bytes().all(hex)
-        {
+        if !output.status.success() || !is_fingerprint(&host) {
             return Err(failed(format!("{shown} fingerprint answers nonsense")));
         }
-        *self.fingerprint.lock().unwrap_or_else(PoisonError::into_inner) =
-            Some((key, host.clone()));
+        let known = Fingerprint { of, host: host.clone() };
+        // Without it the next one asks again.
+        let _ = known.write(&kept);
+        *self.fingerprint.lock().unwrap_or_else(PoisonError::into_inner) = Some(known);
         Ok(host)
     }
+
+    /// The host program as it is now.
+    fn identity(&self) -> std::io::Result<String> {
+        let is = std::fs::metadata(&self.program)?;
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+        let boot = boot.trim();
+        Ok(format!("{}:{}:{}.{:09}:{boot}", is.dev(), is.ino(), is.ctime(), is.ctime_nsec()))
+    }
+}
+
+impl Fingerprint {
+    fn read(path: &Path) -> Option<Self> {
+        let mut text = String::new();
+        File::open(path).ok()?.take(1024).read_to_string(&mut text).ok()?;
+        let (of, host) = text.trim_end().split_once(' ')?;
+        is_fingerprint(host).then(|| Self { of: of.to_owned(), host: host.to_owned() })
+    }
+
+    fn write(&self, path: &Path) -> std::io::Result<()> {
+        let directory = path.parent().unwrap_or(Path::new("/"));
+        make_directory(directory)?;
+        let new = path.with_extension(std::process::id().to_string());
+        std::fs::write(&new, format!("{} {}\n", self.of, self.host))?;
+        std::fs::rename(&new, path)
+    }
+}
+
+fn is_fingerprint(text: &str) -> bool {
+    (1..=128).contains(&text.len()) && text.bytes().all(|c| c.is_ascii_hexdigit())
 }
 
 /// How the child ended, where it was not with success.
@@ -215,7 +270,7 @@ fn prepare(
     }
     source.seek(SeekFrom::Start(0))?;
     let directory = target.parent().unwrap_or(Path::new("/"));
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    make_directory(directory)?;
     let lock = File::open(directory)?;
     lock.lock()?;
     if target.exists() {
@@ -225,6 +280,10 @@ fn prepare(
     let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
     let output = File::from(rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR)?);
     Ok(Some((source, output, lock)))
+}
+
+fn make_directory(path: &Path) -> std::io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
 fn finish(output: &File, target: &Path) -> std::io::Result<()> {

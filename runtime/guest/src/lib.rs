@@ -20,7 +20,7 @@ mod program;
 use knarr_model::Digest;
 
 pub use compile::{Compiler, WasmCompiler};
-pub use program::{Interface, Magic, Program, inspect, interface, magic};
+pub use program::{Interface, Magic, PROGRAM_MAX, Program, inspect, interface, is_program, magic};
 
 /// What this room answers.
 pub type Result<T> = std::result::Result<T, Error>;

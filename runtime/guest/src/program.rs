@@ -22,7 +22,7 @@ use wasmparser::{
 use crate::{Error, Result};
 
 /// Larger programs are refused; the largest known are below 100 MB.
-const PROGRAM_MAX: u64 = 512 << 20;
+pub const PROGRAM_MAX: u64 = 512 << 20;
 /// The largest import or export section.
 const SECTION_MAX: u64 = 8 << 20;
 /// How many imports and exports are kept for people to read.
@@ -143,6 +143,17 @@ pub struct Interface {
     pub imports: Vec<String>,
     /// Functions, or a component's interfaces.
     pub exports: Vec<String>,
+}
+
+/// Whether an image's layer of this media type is a program as it is, and no archive.
+pub fn is_program(media_type: &str) -> bool {
+    matches!(
+        media_type,
+        "application/wasm"
+            | "application/vnd.bytecodealliance.wasm.component.layer.v0+wasm"
+            | "application/vnd.wasm.content.layer.v1+wasm"
+            | "application/vnd.module.wasm.content.layer.v1+wasm"
+    )
 }
 
 /// Reads a program and decides how it is called; `shown` names it in messages.

@@ -207,13 +207,10 @@ pub(crate) fn layer_kind(media_type: &str) -> Result<LayerKind> {
         (_, Some(rest)) if rest.starts_with("foreign") => return Err(foreign(media_type)),
         _ => {}
     }
-    match media_type {
-        "application/wasm"
-        | "application/vnd.bytecodealliance.wasm.component.layer.v0+wasm"
-        | "application/vnd.wasm.content.layer.v1+wasm"
-        | "application/vnd.module.wasm.content.layer.v1+wasm" => Ok(LayerKind::Wasm),
-        other => Err(Error::Unsupported(format!("layers of type {other} are not supported"))),
+    if knarr_guest::is_program(media_type) {
+        return Ok(LayerKind::Wasm);
     }
+    Err(Error::Unsupported(format!("layers of type {media_type} are not supported")))
 }
 
 fn foreign(media_type: &str) -> Error {

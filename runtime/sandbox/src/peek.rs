@@ -26,7 +26,15 @@ pub fn open_in_root(
     rootfs: &[RootfsMount],
     path: &Path,
 ) -> Result<Option<File>, Error> {
-    let root: OwnedFd = wishes::root(rootfs, spec, bundle)?;
+    let root: OwnedFd = match rootfs {
+        [] => {
+            let root = wishes::root_path(spec, bundle)?;
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            rustix::fs::open(&root, flags, Mode::empty())
+                .map_err(|errno| Error::system(format_args!("open {}", root.display()), errno))?
+        }
+        mounts => wishes::root(mounts, spec, bundle)?,
+    };
     let relative = path.strip_prefix("/").unwrap_or(path);
     let found = rustix::fs::openat2(
         &root,

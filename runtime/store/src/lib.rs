@@ -11,6 +11,7 @@
 //!     empty/                      the lower directory of images without layers
 //!     containers/<id>/{upper,work}  the writable layer of a container
 //!     wasm/<fingerprint>/<hex>.cwasm  compiled code, written by the image room
+//!     wasm/host                     whose fingerprint it is, for programs that live shortly
 //! ```
 //!
 //! Life of everything here: written under `ingest/`, verified, flushed, renamed

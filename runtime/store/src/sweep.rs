@@ -80,7 +80,8 @@ impl Store {
     pub fn blobs_size(&self) -> Result<u64> {
         let mut directories = vec![(self.root().join("blobs/sha256"), "")];
         if let Ok(hosts) = std::fs::read_dir(self.root().join("wasm")) {
-            directories.extend(hosts.flatten().map(|host| (host.path(), ".cwasm")));
+            let hosts = hosts.flatten().map(|host| host.path()).filter(|path| path.is_dir());
+            directories.extend(hosts.map(|host| (host, ".cwasm")));
         }
         let mut bytes = 0;
         for (directory, suffix) in directories {

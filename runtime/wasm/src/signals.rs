@@ -27,11 +27,13 @@ const ENDING: [Signal; 9] = [
 /// Small: the thread only waits.
 const STACK: usize = 64 << 10;
 
-/// Calls `act` with each signal that asks for the end. Must come before any
-/// other thread, which would inherit an open mask.
+/// Calls `act` with each signal that asks for the end, also those that came before:
+/// we are started with all of them blocked. The others are let through. Must come
+/// before any other thread, which would inherit another mask, and before any guest,
+/// whose faults are signals.
 pub(crate) fn on_ending(mut act: impl FnMut(Signal) + Send + 'static) -> io::Result<()> {
     let set = ENDING.into_iter().collect::<SigSet>();
-    set.thread_block()?;
+    set.thread_set_mask()?;
     thread::Builder::new().name("signals".to_owned()).stack_size(STACK).spawn(move || {
         while let Ok(signal) = set.wait() {
             act(signal);

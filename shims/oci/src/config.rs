@@ -6,7 +6,6 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use knarr_sandbox::SYSTEMD_ANNOTATION;
 use oci_spec::runtime::{Capability, MemoryPolicyFlagType, MemoryPolicyModeType, Process, Spec};
 use serde_json::{Value, json};
 
@@ -19,21 +18,6 @@ pub(crate) struct Bundle {
     /// What its config.json says, word for word.
     pub(crate) text: Vec<u8>,
     pub(crate) spec: Spec,
-}
-
-/// Lets systemd make the control group, where the flag says so. Later calls
-/// find that in the container's own specification.
-pub(crate) fn group(spec: &mut Spec, flags: &Flags) -> Result<()> {
-    let mut annotations = spec.annotations().clone().unwrap_or_default();
-    ensure!(
-        !annotations.contains_key(SYSTEMD_ANNOTATION),
-        "annotation {SYSTEMD_ANNOTATION} is not for bundles"
-    );
-    if flags.has("systemd-cgroup") {
-        annotations.insert(SYSTEMD_ANNOTATION.to_owned(), "true".to_owned());
-        spec.set_annotations(Some(annotations));
-    }
-    Ok(())
 }
 
 /// Flags of all verbs that this host cannot follow.

@@ -3,6 +3,7 @@
 use std::{fs, io::Write, path::Path};
 
 use anyhow::{Context, Result, anyhow};
+use knarr_bundle::Entry;
 use knarr_sandbox::{Container, CreateOptions, Created, ExitStatus, Manner, create_with};
 use oci_spec::runtime::Spec;
 
@@ -104,6 +105,18 @@ impl Made {
     }
 }
 
+/// Says in the specification whether the program is Wasm, and what it is launched with.
+fn adopt(spec: &mut Spec, bundle: &Path) -> Result<()> {
+    let launch = match knarr_bundle::entry(spec, bundle, &[])? {
+        Entry::Native | Entry::Missing => None,
+        Entry::Wasm(guest) => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            Some(runtime.block_on(knarr_bundle::Host::new().launch(spec, guest))?)
+        }
+    };
+    Ok(knarr_bundle::adopt(spec, launch.as_ref())?)
+}
+
 fn make(
     global: &Global,
     home: &Home,
@@ -118,8 +131,10 @@ fn make(
     let size = spec.process().as_ref().and_then(|process| process.console_size());
     let size = size.map(|size| (size.height() as u16, size.width() as u16));
     let (inherited, listening) = global.inherited.take();
-    config::group(&mut spec, &global.flags)?;
-    crate::wasm::adapt(&mut spec, dir)?;
+    adopt(&mut spec, dir)?;
+    if global.flags.has("systemd-cgroup") {
+        knarr_bundle::by_systemd(&mut spec);
+    }
     if listening > 0 {
         tell_of_sockets(&mut spec, listening);
     }

@@ -30,7 +30,6 @@ mod spec;
 mod state;
 mod streams;
 mod update;
-mod wasm;
 
 use std::{cell::RefCell, io::Write, os::fd::OwnedFd, process::ExitCode};
 

@@ -62,6 +62,15 @@ impl From<knarr_sandbox::Error> for Error {
     }
 }
 
+impl From<knarr_bundle::Error> for Error {
+    fn from(error: knarr_bundle::Error) -> Self {
+        match error {
+            knarr_bundle::Error::Sandbox(error) => error.into(),
+            other => Self::invalid(other.to_string()),
+        }
+    }
+}
+
 impl From<Error> for ttrpc::Error {
     fn from(error: Error) -> Self {
         ttrpc::Error::RpcStatus(ttrpc::get_status(error.code, error.message))

@@ -26,10 +26,11 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod artifact;
 mod attach;
 mod containerd;
 mod error;
-mod guest;
+mod grpc;
 mod io;
 mod json_log;
 mod lifeline;
@@ -50,7 +51,7 @@ use std::{io::Write, path::Path, process::ExitCode, sync::Arc, time::Duration};
 use anyhow::Context;
 use ttrpc::asynchronous::{Server, transport::Listener};
 
-use crate::{args::Mode, publish::Publisher, service::Tasks};
+use crate::{args::Mode, artifact::Artifacts, publish::Publisher, service::Tasks};
 
 /// A shim whose daemon is gone and whose last task was deleted waits so long
 /// for a new daemon to say `Shutdown`.
@@ -58,6 +59,12 @@ const ORPHANED: Duration = Duration::from_secs(5);
 
 /// A shim of containerd's without a task waits so long for one, or for `Shutdown`.
 const UNUSED: Duration = Duration::from_secs(60);
+
+/// The messages of `proto/`, made by the build script.
+mod proto {
+    #![allow(missing_docs, clippy::all)]
+    include!(concat!(env!("OUT_DIR"), "/proto/mod.rs"));
+}
 
 /// The last events wait so long for a containerd that is away.
 const EVENTS: Duration = Duration::from_secs(10);
@@ -127,7 +134,9 @@ async fn listen(
     // Older ones say only where gRPC is spoken.
     let address = if address.is_empty() { format!("{}.ttrpc", caller.address) } else { address };
     let publisher = Publisher::new(&caller.namespace, &address);
-    let tasks = Tasks::for_containerd(socket.to_owned(), &caller.namespace, publisher.clone());
+    let artifacts = Artifacts::new(&caller.address, &caller.namespace);
+    let tasks =
+        Tasks::for_containerd(socket.to_owned(), &caller.namespace, publisher.clone(), artifacts);
     let mut server = Server::new()
         .add_listener(Listener::try_from(listener)?)
         .register_service(tasks.services());

@@ -21,16 +21,19 @@ use containerd_shim_protos::{
     },
     shim_async,
 };
+use knarr_bundle::Entry;
 use knarr_model::{Signal, task::TaskStats};
 use knarr_sandbox::RootfsMount;
+use oci_spec::runtime as oci;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use ttrpc::asynchronous::{Service, TtrpcContext};
 
 use crate::{
+    artifact::Artifacts,
     error::{Error, Result},
-    guest, metrics,
+    metrics,
     options::Options,
     process::Exit,
     publish::{Event, Publisher},
@@ -51,14 +54,15 @@ pub(crate) struct Tasks {
     clients: TaskTracker,
     /// Where this shim is containerd's: the namespace, and who is told events.
     containerd: Option<(String, Publisher)>,
-    /// What runs containerd's Wasm programs; knarrd brings its own.
-    guests: Option<guest::Host>,
+    /// What runs containerd's Wasm programs, and where those that are artifacts are;
+    /// knarrd brings its own.
+    guests: Option<(knarr_bundle::Host, Artifacts)>,
 }
 
 impl Tasks {
     /// No tasks yet.
     pub(crate) fn new(socket: PathBuf) -> Arc<Self> {
-        Self::of(socket, None)
+        Self::of(socket, None, None)
     }
 
     /// The same for containerd, which is told what happens.
@@ -66,18 +70,24 @@ impl Tasks {
         socket: PathBuf,
         namespace: &str,
         publisher: Publisher,
+        artifacts: Artifacts,
     ) -> Arc<Self> {
-        Self::of(socket, Some((namespace.to_owned(), publisher)))
+        let guests = (knarr_bundle::Host::new(), artifacts);
+        Self::of(socket, Some((namespace.to_owned(), publisher)), Some(guests))
     }
 
-    fn of(socket: PathBuf, containerd: Option<(String, Publisher)>) -> Arc<Self> {
+    fn of(
+        socket: PathBuf,
+        containerd: Option<(String, Publisher)>,
+        guests: Option<(knarr_bundle::Host, Artifacts)>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             tasks: Mutex::default(),
             socket,
             count: watch::Sender::new(0),
             shutdown: watch::Sender::new(false),
             clients: TaskTracker::new(),
-            guests: containerd.is_some().then(guest::Host::new),
+            guests,
             containerd,
         })
     }
@@ -148,10 +158,7 @@ impl Tasks {
             })
             .collect();
         // May take a while, in which the pod's other containers are served.
-        let wasm = match &self.guests {
-            Some(host) => host.launch(Path::new(&request.bundle), &rootfs).await?,
-            None => None,
-        };
+        let spec = self.specification(&request, &rootfs, options.systemd_cgroup).await?;
         let mut tasks = lock(&self.tasks);
         if tasks.contains_key(&request.id) {
             return Err(exists());
@@ -174,6 +181,7 @@ impl Tasks {
         let task = Task::create(NewTask {
             id: &request.id,
             bundle: Path::new(&request.bundle),
+            spec: &spec,
             rootfs: &rootfs,
             addresses: Addresses {
                 stdin: request.stdin,
@@ -184,7 +192,6 @@ impl Tasks {
             socket: &self.socket,
             clients: &self.clients,
             containerd: self.containerd.as_ref(),
-            wasm: wasm.as_ref(),
             options,
         })?;
         let pid = task.init.pid();
@@ -195,6 +202,44 @@ impl Tasks {
             Event::Create(event)
         });
         Ok(pid)
+    }
+
+    /// What the bundle asks for. knarrd says itself what a Wasm program is launched with;
+    /// containerd's are looked at here.
+    async fn specification(
+        &self,
+        request: &api::CreateTaskRequest,
+        rootfs: &[RootfsMount],
+        systemd: bool,
+    ) -> Result<oci::Spec> {
+        let bundle = Path::new(&request.bundle);
+        let config = bundle.join("config.json");
+        let mut spec = oci::Spec::load(&config)
+            .map_err(|error| Error::invalid(format!("load {}: {error}", config.display())))?;
+        if let Some((host, artifacts)) = &self.guests {
+            let guest = match knarr_bundle::entry(&spec, bundle, rootfs)? {
+                Entry::Native => None,
+                Entry::Wasm(guest) => Some(guest),
+                Entry::Missing => match artifacts.find(&request.id).await? {
+                    None => None,
+                    Some(artifact) => {
+                        let file = host
+                            .scratch()
+                            .map_err(|error| Error::internal("make room for a program", error))?;
+                        Some(artifact.fetch(file).await?)
+                    }
+                },
+            };
+            let launch = match guest {
+                None => None,
+                Some(guest) => Some(host.launch(&spec, guest).await?),
+            };
+            knarr_bundle::adopt(&mut spec, launch.as_ref())?;
+            if systemd {
+                knarr_bundle::by_systemd(&mut spec);
+            }
+        }
+        Ok(spec)
     }
 
     async fn delete(&self, id: &str, exec: &str) -> Result<(u32, Option<Exit>)> {

@@ -32,11 +32,9 @@ use containerd_shim_protos::events::task as events;
 use jiff::Timestamp;
 use knarr_model::{
     Signal,
-    task::{ExitRecord, InitRecord, TaskStats, WASM_ANNOTATION, WasmLaunch},
+    task::{ExitRecord, InitRecord, TaskStats, WASM_ANNOTATION},
 };
-use knarr_sandbox::{
-    Child, Container, CreateOptions, Created, Manner, RootfsMount, SYSTEMD_ANNOTATION,
-};
+use knarr_sandbox::{Child, Container, CreateOptions, Created, Manner, RootfsMount};
 use oci_spec::runtime as oci;
 use tokio::{net::UnixListener, time::timeout};
 use tokio_util::task::TaskTracker;
@@ -44,7 +42,7 @@ use tokio_util::task::TaskTracker;
 use crate::{
     attach,
     error::{Error, Result},
-    guest, netdev,
+    netdev,
     options::Options,
     process::{Exit, Process},
     publish::{Event, Publisher},
@@ -72,8 +70,8 @@ pub(crate) struct NewTask<'a> {
     pub(crate) clients: &'a TaskTracker,
     /// containerd's namespace, and who tells it of ends; none with knarrd.
     pub(crate) containerd: Option<&'a (String, Publisher)>,
-    /// What containerd's container is as a Wasm program; knarrd says it in the specification.
-    pub(crate) wasm: Option<&'a WasmLaunch>,
+    /// With what a Wasm program is launched with, where it is one.
+    pub(crate) spec: &'a oci::Spec,
     /// containerd's, of the runtime.
     pub(crate) options: Options,
 }
@@ -116,18 +114,7 @@ pub(crate) enum Phase {
 impl Task {
     /// Makes the container; its first process waits for [`start`](Self::start).
     pub(crate) fn create(new: NewTask<'_>) -> Result<Arc<Self>> {
-        let config = new.bundle.join("config.json");
-        let mut spec = oci::Spec::load(&config)
-            .map_err(|error| Error::invalid(format!("load {}: {error}", config.display())))?;
-        if new.containerd.is_some() {
-            guest::adopt(&mut spec, new.wasm)?;
-            let mut annotations = spec.annotations().clone().unwrap_or_default();
-            annotations.remove(SYSTEMD_ANNOTATION);
-            if new.options.systemd_cgroup {
-                annotations.insert(SYSTEMD_ANNOTATION.to_owned(), "true".to_owned());
-            }
-            spec.set_annotations(Some(annotations));
-        }
+        let spec = new.spec;
         let size = spec.process().as_ref().and_then(|process| process.console_size());
         let wasm = spec.annotations().as_ref().is_some_and(|all| all.contains_key(WASM_ANNOTATION));
         let owner = new.containerd.map(|(namespace, _)| Owner { namespace, id: new.id });
@@ -135,7 +122,7 @@ impl Task {
         let options = CreateOptions {
             id: new.id,
             bundle: new.bundle,
-            spec: &spec,
+            spec,
             rootfs: new.rootfs,
             stdio: init.stdio()?,
         };

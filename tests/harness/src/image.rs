@@ -135,8 +135,7 @@ impl ImageBuilder {
     /// # Errors
     /// When there is no such guest.
     pub fn wasm(name: &str, guest: &str) -> Result<Self> {
-        let path = repository().join("wasm-examples/prebuilt").join(format!("{guest}.wasm"));
-        let code = fs::read(&path).with_context(|| format!("guest {}", path.display()))?;
+        let code = prebuilt(guest)?;
         let file = format!("/{guest}.wasm");
         Ok(Self::new(name).platform("wasi", "wasm").file(&file, code, 0o755).entrypoint(&[&file]))
     }
@@ -225,13 +224,23 @@ impl ImageBuilder {
     /// The image as a registry serves it, its layers uncompressed.
     pub fn for_registry(mut self) -> RegistryImage {
         self = self.finished();
+        self.served_as("application/vnd.oci.image.layer.v1.tar")
+    }
+
+    /// An image whose one layer is a Wasm guest of the tree as it is.
+    ///
+    /// # Errors
+    /// Where there is no such guest.
+    pub fn artifact(name: &str, guest: &str) -> Result<RegistryImage> {
+        let program = prebuilt(guest)?;
+        let image = Self::new(name).platform("wasip1", "wasm").raw_layer(program);
+        Ok(image.served_as("application/wasm"))
+    }
+
+    fn served_as(self, layer_type: &str) -> RegistryImage {
         let config = self.config_file();
-        let descriptor = |media_type: &str, content: &[u8]| json!({ "mediaType": media_type, "digest": digest(content), "size": content.len() });
-        let layers: Vec<Value> = self
-            .layers
-            .iter()
-            .map(|layer| descriptor("application/vnd.oci.image.layer.v1.tar", layer))
-            .collect();
+        let layers: Vec<Value> =
+            self.layers.iter().map(|layer| descriptor(layer_type, layer)).collect();
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": RegistryImage::MANIFEST_TYPE,
@@ -301,11 +310,37 @@ impl RegistryImage {
     /// The manifest's media type.
     pub const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 
+    /// An OCI image layout with this image, as containerd imports it under a name.
+    pub fn oci_archive(&self, name: &str) -> Vec<u8> {
+        let mut entry = descriptor(Self::MANIFEST_TYPE, &self.manifest);
+        entry["annotations"] = json!({ "io.containerd.image.name": name });
+        let index = json!({ "schemaVersion": 2, "manifests": [entry] });
+        let mut archive = tar::Builder::new(Vec::new());
+        let mut add = |name: &str, content: &[u8]| {
+            append(&mut archive, name, tar::EntryType::Regular, 0o644, content);
+        };
+        add("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#);
+        add("index.json", index.to_string().as_bytes());
+        for content in self.blobs.values().chain([&self.manifest]) {
+            add(&format!("blobs/sha256/{}", hex(content)), content);
+        }
+        archive.into_inner().expect("memory takes everything")
+    }
+
     /// The largest blob.
     pub fn largest(&self) -> (&str, &[u8]) {
         let largest = self.blobs.iter().max_by_key(|(_, blob)| blob.len());
         largest.map(|(digest, blob)| (digest.as_str(), blob.as_slice())).expect("a configuration")
     }
+}
+
+fn prebuilt(guest: &str) -> Result<Vec<u8>> {
+    let path = repository().join("wasm-examples/prebuilt").join(format!("{guest}.wasm"));
+    fs::read(&path).with_context(|| format!("guest {}", path.display()))
+}
+
+fn descriptor(media_type: &str, content: &[u8]) -> Value {
+    json!({ "mediaType": media_type, "digest": digest(content), "size": content.len() })
 }
 
 fn relative(path: &str) -> String {

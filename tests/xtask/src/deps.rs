@@ -67,8 +67,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "knarr-sys",
         ],
     ),
-    ("containerd-shim-knarr-v1", &["knarr-guest", "knarr-model", "knarr-sandbox", "knarr-sys"]),
-    ("knarr-oci", &["knarr-model", "knarr-sandbox"]),
+    // Bundles that other engines made, for both of the doors that those come in by.
+    ("knarr-bundle", &["knarr-guest", "knarr-model", "knarr-sandbox"]),
+    ("containerd-shim-knarr-v1", &["knarr-bundle", "knarr-model", "knarr-sandbox", "knarr-sys"]),
+    ("knarr-oci", &["knarr-bundle", "knarr-model", "knarr-sandbox"]),
     ("knarr-example-backend", &[]),
     ("knarr-harness", &[]),
     ("knarr-e2e", &[]),

@@ -117,6 +117,7 @@ pub(super) fn become_program(
 ) -> Result<(), Error> {
     let argv = Strings::new("an argument", arguments(process)?)?;
     let env = Strings::new("the environment", environment(process, context)?)?;
+    ops.push(Op::Signals {});
     drop_privileges(ops, process, context, context.style.inherited)?;
     if context.init {
         ops.push(Op::Fork {});
@@ -158,7 +159,6 @@ pub(super) fn drop_privileges(
         ops.push(Op::Keep { count: keep });
     }
     ops.push(Op::CloseFrom { first: FIRST + keep });
-    ops.push(Op::Signals {});
 
     let confined = process.no_new_privileges() == Some(true);
     let capabilities = |extra: u64| Op::Capabilities {

@@ -112,6 +112,8 @@ pub(super) fn create(
         context.style.ready(&mut ops);
     }
 
+    // Signals stay blocked: knarr-wasm takes them when it is ready to, and loses none that
+    // came before.
     let mut bare = process.clone();
     bare.set_capabilities(None).set_no_new_privileges(Some(true));
     steps::drop_privileges(&mut ops, &bare, context, 2)?;

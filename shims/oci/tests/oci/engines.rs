@@ -83,7 +83,7 @@ ip link set lo up
 #[test]
 fn docker_runs_its_everyday_verbs_on_it() {
     let start = r#"
-export DOCKER_HOST=unix://$DIR/docker.sock KNARR_OCI_CACHE=$DIR/cache HOME=$DIR
+export DOCKER_HOST=unix://$DIR/docker.sock KNARR_DATA_ROOT=$DIR/cache HOME=$DIR
 dockerd --iptables=false --ip6tables=false --bridge=none --data-root $DIR/data --exec-root $DIR/exec \
   --pidfile $DIR/dockerd.pid -H $DOCKER_HOST --add-runtime knarr=$OCI --cgroup-parent $GROUP >$DIR/log 2>&1 &
 D=$!
@@ -100,7 +100,7 @@ RUN="docker run --runtime knarr --network none"
 #[test]
 fn podman_runs_its_everyday_verbs_on_it() {
     let start = r#"
-export KNARR_OCI_CACHE=$DIR/cache HOME=$DIR
+export KNARR_DATA_ROOT=$DIR/cache HOME=$DIR
 E="podman --root $DIR/store --runroot $DIR/runroot --tmpdir $DIR/tmp --runtime $OCI --cgroup-manager cgroupfs --events-backend file"
 tar -C $DIR/rootfs -c . | $E import - bb >/dev/null 2>&1
 tar -C $DIR/wasm -c . | $E import --change 'ENTRYPOINT ["/hello.wasm"]' - hello >/dev/null 2>&1

@@ -229,7 +229,9 @@ fn cri_streams_are_those_of_kubectl() {
                 "{}",
                 exec.text(3)
             );
-            let mut exec = Channels::open(&cri.url("Exec", &ask(true, "read x; stty size; tty")));
+            // containerd passes sizes and input on side by side.
+            let script = "read x; until stty size 2>/dev/null | grep 31; do :; done; tty";
+            let mut exec = Channels::open(&cri.url("Exec", &ask(true, script)));
             exec.send(4, br#"{"Width":101,"Height":31}"#);
             exec.send(0, b"go\n");
             exec.hear_all();

@@ -3,8 +3,14 @@
 use std::fs;
 
 use knarr_harness::ImageBuilder;
+use protobuf::{MessageField, well_known_types::any::Any};
+use serde_json::json;
 
-use crate::support::{Containerd, KNARR, Ran, ours};
+use crate::{
+    grpc::Grpc,
+    proto::containerd::{CreateContainerRequest, CreateContainerResponse, NewContainer, Runtime},
+    support::{Containerd, KNARR, Ran, ours, unique},
+};
 
 const POD: [&str; 2] = ["--annotation", "io.kubernetes.cri.sandbox-id=pod"];
 
@@ -24,11 +30,9 @@ fn run(containerd: &Containerd, flags: &[&str], image: &str, id: &str, words: &[
 }
 
 fn compiled(containerd: &Containerd) -> usize {
-    let mut count = 0;
-    for host in fs::read_dir(containerd.path("data/wasm")).into_iter().flatten().flatten() {
-        count += fs::read_dir(host.path()).unwrap().count();
-    }
-    count
+    let hosts = fs::read_dir(containerd.path("data/wasm")).into_iter().flatten().flatten();
+    let directories = hosts.filter(|host| host.path().is_dir());
+    directories.map(|host| fs::read_dir(host.path()).unwrap().count()).sum()
 }
 
 #[test]
@@ -118,5 +122,61 @@ fn s07_native_and_wasm_share_a_pod() {
         assert_eq!(containerd.delete("web"), 0, "it ends politely");
         containerd.kill_and_delete("pause");
         containerd.assert_clean();
+    });
+}
+
+/// Makes a container without a snapshot, which `ctr` has no words for.
+fn create(containerd: &Containerd, id: &str, image: &str, args: &[&str]) {
+    let spec = json!({
+        "ociVersion": "1.0.2",
+        "process": { "user": { "uid": 0, "gid": 0 }, "args": args, "cwd": "/", "env": ["NAME=boat"] },
+        "root": { "path": "rootfs" },
+        "linux": {
+            "cgroupsPath": format!("/{}/{id}", containerd.namespace),
+            "namespaces": [{ "type": "mount" }, { "type": "pid" }, { "type": "network" }],
+        },
+    });
+    let request = CreateContainerRequest {
+        container: MessageField::some(NewContainer {
+            id: id.to_owned(),
+            image: image.to_owned(),
+            runtime: MessageField::some(Runtime { name: KNARR.to_owned(), ..Default::default() }),
+            spec: MessageField::some(Any {
+                type_url: "types.containerd.io/opencontainers/runtime-spec/1/Spec".to_owned(),
+                value: spec.to_string().into_bytes(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let containers = Grpc::connect(&containerd.socket, Some(&containerd.namespace));
+    let method = "containerd.services.containers.v1.Containers/Create";
+    let _: CreateContainerResponse = containers.call(method, &request).unwrap();
+}
+
+#[test]
+fn artifacts_are_run_from_the_content_store_and_compiled_once() {
+    ours(|containerd| {
+        let name = format!("docker.io/library/{}:latest", unique());
+        let path = containerd.path("artifact.tar");
+        let artifact = ImageBuilder::artifact(&name, "hello").unwrap();
+        fs::write(&path, artifact.oci_archive(&name)).unwrap();
+        let import = ["image", "import", "--no-unpack", "--all-platforms", path.to_str().unwrap()];
+        containerd.ctr(&import).ok();
+        for _ in 0..2 {
+            let id = unique();
+            create(containerd, &id, &name, &["/hello.wasm"]);
+            let said = containerd.ctr(&["task", "start", &id]);
+            assert!(said.out.contains("hello boat, from a Wasm program"), "{said:?}");
+            assert_eq!(compiled(containerd), 1);
+            containerd.ctr(&["container", "rm", &id]).ok();
+        }
+        // An image without Wasm, or none: what is missing is the entry.
+        let id = unique();
+        create(containerd, &id, "", &["/hello.wasm"]);
+        let said = containerd.ctr(&["task", "start", &id]);
+        assert!(said.code != 0 && said.err.contains("/hello.wasm"), "{said:?}");
+        containerd.ctr(&["container", "rm", &id]).ok();
     });
 }
