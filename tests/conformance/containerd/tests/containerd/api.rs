@@ -10,16 +10,40 @@ use serde_json::{Value, json};
 use crate::{
     grpc::{Answers, Grpc, Refusal},
     proto::containerd::{
-        CheckpointTaskRequest, Empty, Envelope, MetricsRequest, MetricsResponse, SubscribeRequest,
+        CheckpointTaskRequest, CreateContainerRequest, CreateContainerResponse, Empty, Envelope,
+        MetricsRequest, MetricsResponse, NewContainer, Runtime, SubscribeRequest,
         UpdateTaskRequest,
     },
     support::{Containerd, KNARR, both, both_tell, unique},
 };
 
-const TASKS: &str = "containerd.services.tasks.v1.Tasks";
+pub const TASKS: &str = "containerd.services.tasks.v1.Tasks";
 
-fn connect(containerd: &Containerd) -> Grpc {
+pub fn connect(containerd: &Containerd) -> Grpc {
     Grpc::connect(&containerd.socket, Some(&containerd.namespace))
+}
+
+/// Makes a container without a snapshot, which `ctr` has no words for.
+pub fn make_container(containerd: &Containerd, id: &str, image: &str, spec: &Value) {
+    let request = CreateContainerRequest {
+        container: MessageField::some(NewContainer {
+            id: id.to_owned(),
+            image: image.to_owned(),
+            runtime: MessageField::some(Runtime {
+                name: containerd.runtime.to_owned(),
+                ..Default::default()
+            }),
+            spec: MessageField::some(Any {
+                type_url: "types.containerd.io/opencontainers/runtime-spec/1/Spec".to_owned(),
+                value: spec.to_string().into_bytes(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let method = "containerd.services.containers.v1.Containers/Create";
+    let _: CreateContainerResponse = connect(containerd).call(method, &request).unwrap();
 }
 
 fn update(tasks: &Grpc, id: &str, resources: &Value) -> Result<Empty, Refusal> {

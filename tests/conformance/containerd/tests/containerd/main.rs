@@ -7,6 +7,7 @@ mod bootstrap;
 mod cri;
 mod cri_rights;
 mod example;
+mod figures;
 mod grpc;
 mod lifecycle;
 mod manifest;

@@ -3,12 +3,10 @@
 use std::fs;
 
 use knarr_harness::ImageBuilder;
-use protobuf::{MessageField, well_known_types::any::Any};
 use serde_json::json;
 
 use crate::{
-    grpc::Grpc,
-    proto::containerd::{CreateContainerRequest, CreateContainerResponse, NewContainer, Runtime},
+    api,
     support::{Containerd, KNARR, Ran, ours, unique},
 };
 
@@ -136,23 +134,7 @@ fn create(containerd: &Containerd, id: &str, image: &str, args: &[&str]) {
             "namespaces": [{ "type": "mount" }, { "type": "pid" }, { "type": "network" }],
         },
     });
-    let request = CreateContainerRequest {
-        container: MessageField::some(NewContainer {
-            id: id.to_owned(),
-            image: image.to_owned(),
-            runtime: MessageField::some(Runtime { name: KNARR.to_owned(), ..Default::default() }),
-            spec: MessageField::some(Any {
-                type_url: "types.containerd.io/opencontainers/runtime-spec/1/Spec".to_owned(),
-                value: spec.to_string().into_bytes(),
-                ..Default::default()
-            }),
-            ..Default::default()
-        }),
-        ..Default::default()
-    };
-    let containers = Grpc::connect(&containerd.socket, Some(&containerd.namespace));
-    let method = "containerd.services.containers.v1.Containers/Create";
-    let _: CreateContainerResponse = containers.call(method, &request).unwrap();
+    api::make_container(containerd, id, image, &spec);
 }
 
 #[test]
