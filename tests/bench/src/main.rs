@@ -16,6 +16,7 @@
 
 mod memory;
 mod peers;
+mod runtimes;
 
 use std::{
     process::{Command, Stdio},
@@ -47,17 +48,24 @@ fn main() -> Result<()> {
             .with_context(|| name.to_owned())?;
         rows.push(Row { name, who: "knarr".into(), time });
     }
-    let mut absent = Vec::new();
+    let (mut absent, mut profile) = (Vec::new(), None);
     for start in [peers::docker, peers::podman, peers::containerd] {
         match start(&world, &busybox) {
-            Ok(peer) => measure_peer(&peer, options.runs, &mut rows),
+            Ok(peer) => {
+                measure_peer(&peer, options.runs, &mut rows);
+                profile = profile.or_else(|| runtimes::docker_profile(&world));
+            }
             Err(error) => absent.push(format!("{error:#}")),
         }
     }
-    print_times(&rows);
     memory::print(&world)?;
     if let Some(floor) = &options.floor {
         peers::floor(floor, &world)?;
+    }
+    runtimes::measure(&world, options.runs, profile.as_ref(), &mut rows, &mut absent)?;
+    print_times(&rows);
+    if profile.is_none() {
+        println!("OCI runtimes without a seccomp profile: Docker was not there to tell its own");
     }
     for reason in absent {
         println!("left out: {reason}");
@@ -102,8 +110,7 @@ fn measure_peer(peer: &Peer, runs: usize, rows: &mut Vec<Row>) {
 
 /// The median wall time of a command that must succeed.
 fn median(runs: usize, command: impl Fn() -> Command) -> Result<Duration> {
-    let mut times = Vec::with_capacity(runs);
-    for at in 0..runs + 2 {
+    warm_median(runs, || {
         let mut command = command();
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let before = Instant::now();
@@ -114,12 +121,16 @@ fn median(runs: usize, command: impl Fn() -> Command) -> Result<Duration> {
             "{command:?}: {}",
             String::from_utf8_lossy(&output.stderr)
         );
-        if at >= 2 {
-            times.push(time);
-        }
-    }
-    times.sort();
-    Ok(times[times.len() / 2])
+        Ok(time)
+    })
+}
+
+/// The median of `runs` measurements after two that do not count.
+fn warm_median(runs: usize, mut measure: impl FnMut() -> Result<Duration>) -> Result<Duration> {
+    let mut times = (0..runs + 2).map(|_| measure()).collect::<Result<Vec<_>>>()?;
+    let counting = &mut times[2..];
+    counting.sort();
+    Ok(counting[counting.len() / 2])
 }
 
 fn print_times(rows: &[Row]) {

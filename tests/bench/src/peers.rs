@@ -71,7 +71,8 @@ fn docker_like() -> Vec<(&'static str, Vec<String>)> {
     ]
 }
 
-fn installed(program: &str) -> Result<String> {
+/// A program of the machine's packages.
+pub fn installed(program: &str) -> Result<String> {
     for directory in ["/usr/bin", "/usr/sbin"] {
         let path = format!("{directory}/{program}");
         if Path::new(&path).exists() {

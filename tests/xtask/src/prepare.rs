@@ -31,8 +31,16 @@ pub const TESTS: &[&str] = &[
 ];
 
 /// Peers to compare with.
-pub const BENCH: &[&str] =
-    &["busybox-static", "containerd", "docker.io", "iproute2", "nftables", "podman", "runc"];
+pub const BENCH: &[&str] = &[
+    "busybox-static",
+    "containerd",
+    "crun",
+    "docker.io",
+    "iproute2",
+    "nftables",
+    "podman",
+    "runc",
+];
 
 /// An emulator, a userland and a containerd for its machine, what resolves kernel
 /// modules and what compiles profiles.
