@@ -28,11 +28,13 @@ pub(crate) fn check_global(flags: &Flags) -> Result<()> {
             "systemd cgroup flag passed, but systemd support for managing cgroups is not available"
         );
     }
-    if let Some(other) = flags.get("rootless") {
-        ensure!(
-            matches!(other, "true" | "false" | "auto"),
-            "invalid value {other:?} for flag -rootless"
-        );
+    match flags.get("rootless") {
+        None | Some("false" | "auto") => {}
+        Some("true") => bail!(
+            "--rootless=true is not supported: control groups that may not be made are never \
+             passed over; give the user a group of his own, and its path as cgroupsPath"
+        ),
+        Some(other) => bail!("invalid value {other:?} for flag -rootless"),
     }
     Ok(())
 }
