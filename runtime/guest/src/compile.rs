@@ -30,7 +30,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -210,9 +210,15 @@ impl Compiler {
 
     /// The host program as it is now.
     fn identity(&self) -> std::io::Result<String> {
+        static BOOT: OnceLock<String> = OnceLock::new();
         let is = std::fs::metadata(&self.program)?;
-        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
-        let boot = boot.trim();
+        let boot = match BOOT.get() {
+            Some(boot) => boot,
+            None => {
+                let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+                BOOT.get_or_init(|| boot.trim().to_owned())
+            }
+        };
         Ok(format!("{}:{}:{}.{:09}:{boot}", is.dev(), is.ino(), is.ctime(), is.ctime_nsec()))
     }
 }
