@@ -88,22 +88,34 @@ impl Cgroup {
     /// Makes the group in every hierarchy. It may exist, but not with processes.
     pub fn create(path: &Path) -> Result<Self, Error> {
         let (cgroup, fresh) = Self::make(path)?;
-        if !fresh {
-            // runc's words. Who is born in a frozen group never executes.
-            let found = cgroup.pids()?.len();
-            if found > 0 {
-                let text = format!(
-                    "container's cgroup is not empty: {found} process(es) found in {}",
-                    path.display()
-                );
-                return Err(Error::new(Failure::InvalidSpec, text));
+        if fresh.len() < cgroup.layout.hierarchies().count()
+            && let Err(error) = cgroup.unused()
+        {
+            // What was there before is somebody else's.
+            for dir in fresh {
+                let _ = std::fs::remove_dir(dir);
             }
-            if cgroup.is_paused() {
-                let text = format!("container's cgroup unexpectedly frozen: {}", path.display());
-                return Err(Error::new(Failure::InvalidSpec, text));
-            }
+            return Err(error);
         }
         Ok(cgroup)
+    }
+
+    /// Refuses a group that somebody else is in, or has frozen: who is born there
+    /// never executes.
+    fn unused(&self) -> Result<(), Error> {
+        let path = self.path.display();
+        // runc's words.
+        let found = self.pids()?.len();
+        if found > 0 {
+            let text =
+                format!("container's cgroup is not empty: {found} process(es) found in {path}");
+            return Err(Error::new(Failure::InvalidSpec, text));
+        }
+        if self.is_paused() {
+            let text = format!("container's cgroup unexpectedly frozen: {path}");
+            return Err(Error::new(Failure::InvalidSpec, text));
+        }
+        Ok(())
     }
 
     /// One that systemd has made around the first process, in the hierarchies
@@ -112,11 +124,14 @@ impl Cgroup {
         Self::make(path).map(|(cgroup, _)| cgroup)
     }
 
-    fn make(path: &Path) -> Result<(Self, bool), Error> {
+    /// The group, and its directories that were not there before.
+    fn make(path: &Path) -> Result<(Self, Vec<PathBuf>), Error> {
         let mut cgroup = Self::open(path)?;
-        let mut fresh = true;
+        let mut fresh = Vec::new();
         for hierarchy in cgroup.layout.hierarchies() {
-            let made = hierarchy.make(&cgroup.path).map(|new| fresh &= new);
+            let made = hierarchy.make(&cgroup.path).map(|new| {
+                fresh.extend(new.then(|| hierarchy.dir(&cgroup.path)));
+            });
             if let Err(error) = made {
                 let failed = Error::system(
                     format_args!("make cgroup {} in {}", path.display(), hierarchy.mount.display()),

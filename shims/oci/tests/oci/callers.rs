@@ -46,6 +46,8 @@ fn s01_a_cgroup_that_is_in_use_or_frozen_is_refused() {
     let done = frozen.run();
     fs::remove_dir(&dir).expect("the group is left as it was");
     done.failed(1, "container's cgroup unexpectedly frozen");
+    let left = format!("/sys/fs/cgroup/memory/{}", frozen.id);
+    assert!(!fs::exists(&left).expect("look"), "{left} was made beside it");
 }
 
 #[test]

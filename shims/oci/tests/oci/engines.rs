@@ -100,12 +100,15 @@ RUN="docker run --runtime knarr --network none"
 #[test]
 fn podman_runs_its_everyday_verbs_on_it() {
     let start = r#"
-export KNARR_DATA_ROOT=$DIR/cache HOME=$DIR
+export HOME=$DIR
+# It clears the environment of its runtimes: the cache is where it is by default.
+mount -t tmpfs tmpfs /var/lib
 E="podman --root $DIR/store --runroot $DIR/runroot --tmpdir $DIR/tmp --runtime $OCI --cgroup-manager cgroupfs --events-backend file"
 tar -C $DIR/rootfs -c . | $E import - bb >/dev/null 2>&1
 tar -C $DIR/wasm -c . | $E import --change 'ENTRYPOINT ["/hello.wasm"]' - hello >/dev/null 2>&1
 RUN="$E run --network none --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 --cgroup-parent $GROUP"
-trap '$E rm -af -t 0 >/dev/null 2>&1 || true; umount -l $DIR/store/overlay 2>/dev/null || true' EXIT
+trap '$E rm -af -t 0 >/dev/null 2>&1 || true; umount -l $DIR/store/overlay 2>/dev/null || true
+    for tree in /sys/fs/cgroup/*$GROUP; do until rmdir $tree/conmon $tree || ! [ -d $tree ]; do :; done; done 2>/dev/null' EXIT
 "#;
     in_a_world("podman", &format!("{WORLD}{start}{VERBS}"));
 }
