@@ -38,14 +38,7 @@ fn all() -> CpuSet {
 /// `0-3,7`
 fn parse(list: &str) -> Option<CpuSet> {
     let mut set = CpuSet::new();
-    for part in list.split(',') {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let (first, last): (usize, usize) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
-        if first > last || last >= CpuSet::MAX_CPU {
-            return None;
-        }
-        (first..=last).for_each(|cpu| set.set(cpu));
-    }
+    crate::ranges::parse(list, CpuSet::MAX_CPU)?.into_iter().flatten().for_each(|cpu| set.set(cpu));
     Some(set)
 }
 

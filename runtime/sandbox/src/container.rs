@@ -145,6 +145,7 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
     let root = wishes::root(rootfs, spec, bundle)?;
     let groups = group_names(spec);
     let identity = identity(Some(root.as_fd()), process, &groups)?;
+    let available = available()?;
     let ops = plan::create(
         spec,
         &Context {
@@ -152,7 +153,7 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
             identity: &identity,
             filter: filter.as_deref(),
             bound: !manner.outlives && !matches!(namespaces.pid, PidNamespace::Joined(_)),
-            available: available()?,
+            available,
             cgroups: &cgroup.visible(),
             tasks: &cgroup.tasks(),
             terminal,
@@ -168,7 +169,7 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
                 holds,
                 place,
                 foreign: manner.foreign,
-                unprivileged: unprivileged()?,
+                unprivileged: available & plan::SYS_ADMIN == 0,
             },
         },
     )?;
@@ -477,6 +478,7 @@ impl Container {
         let own = self.cgroup.tasks();
         let identity = identity(Some(root.as_fd()), process, &self.groups)?;
         let filter = self.seccomp.filter_again(process, self.filter.as_ref())?;
+        let available = available()?;
         let ops = plan::exec(
             process,
             &Context {
@@ -484,7 +486,7 @@ impl Container {
                 identity: &identity,
                 filter: filter.as_deref(),
                 bound: false,
-                available: available()?,
+                available,
                 cgroups: &[],
                 tasks: below.as_ref().map_or(&own, |below| &below.tasks),
                 terminal: terminal(&stdio),
@@ -494,7 +496,7 @@ impl Container {
                 style: Style {
                     inherited: inherited.len() as u32,
                     foreign,
-                    unprivileged: unprivileged()?,
+                    unprivileged: available & plan::SYS_ADMIN == 0,
                     ..Style::default()
                 },
             },
@@ -606,11 +608,6 @@ fn available() -> Result<u64, Error> {
     rustix::thread::capabilities(None)
         .map(|sets| sets.permitted.bits())
         .map_err(|errno| Error::system("look up our own capabilities", errno))
-}
-
-/// Whether namespaces of the host are not ours to join.
-fn unprivileged() -> Result<bool, Error> {
-    Ok(available()? & plan::SYS_ADMIN == 0)
 }
 
 /// A line of `/proc/net/dev`; loopback does not count.

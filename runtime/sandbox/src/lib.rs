@@ -51,6 +51,7 @@ mod options;
 mod overlay;
 mod peek;
 mod plan;
+mod ranges;
 mod seccomp;
 mod systemd;
 mod teller;

@@ -11,7 +11,7 @@ use oci_spec::runtime::Spec;
 use crate::{Error, Result};
 
 /// Ports that a Wasm program may listen on: `8080 9000/udp`.
-const LISTEN: &str = "dev.knarr.listen";
+pub(crate) const LISTEN: &str = "dev.knarr.listen";
 /// Where a `wasi:http` program listens that names no port.
 const HTTP_PORT: u16 = 8080;
 

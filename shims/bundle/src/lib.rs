@@ -58,13 +58,8 @@ pub enum Error {
     Sandbox(#[from] knarr_sandbox::Error),
 }
 
-/// knarrd's own annotations.
-const OWN: [&str; 4] = [
-    WASM_ANNOTATION,
-    knarr_sandbox::SECCOMP_ANNOTATION,
-    knarr_sandbox::INIT_ANNOTATION,
-    knarr_sandbox::SYSTEMD_ANNOTATION,
-];
+/// Annotations of this name are knarrd's own words, all but the one that pods may say.
+const OWN: &str = "dev.knarr.";
 /// Where knarrd keeps its data, and compiled code with it.
 const DATA_ROOT: (&str, &str) = ("KNARR_DATA_ROOT", "/var/lib/knarr");
 
@@ -203,7 +198,7 @@ fn data_root() -> PathBuf {
 pub fn adopt(spec: &mut Spec, launch: Option<&WasmLaunch>) -> Result<()> {
     let mut annotations = spec.annotations().clone().unwrap_or_default();
     let before = annotations.len();
-    annotations.retain(|name, _| !OWN.contains(&name.as_str()));
+    annotations.retain(|name, _| !name.starts_with(OWN) || name == grants::LISTEN);
     if annotations.len() == before && launch.is_none() {
         return Ok(());
     }
@@ -230,11 +225,12 @@ mod tests {
     #[test]
     fn r18_annotations_of_ours_are_left_out() {
         let mut spec: Spec = serde_json::from_str(
-            r#"{"ociVersion":"1.0.2","annotations":{"dev.knarr.wasm":"{}","dev.knarr.init":"true","dev.knarr.seccomp":"default","dev.knarr.systemd":"true","other":"kept"}}"#,
+            r#"{"ociVersion":"1.0.2","annotations":{"dev.knarr.wasm":"{}","dev.knarr.init":"true","dev.knarr.seccomp":"default","dev.knarr.systemd":"true","dev.knarr.groups":"disk","dev.knarr.listen":"80","other":"kept"}}"#,
         )
         .unwrap();
         adopt(&mut spec, None).unwrap();
-        let left: Vec<_> = spec.annotations().clone().unwrap().into_keys().collect();
-        assert_eq!(left, ["other"]);
+        let mut left: Vec<_> = spec.annotations().clone().unwrap().into_keys().collect();
+        left.sort();
+        assert_eq!(left, [grants::LISTEN, "other"]);
     }
 }

@@ -16,6 +16,7 @@
 use std::{fs::File, io::Write as _, path::PathBuf};
 
 use knarr_bundle::{Guest, PROGRAM_MAX, is_program};
+use knarr_model::Digest;
 use oci_spec::image::{Arch, Descriptor, ImageIndex, ImageManifest};
 use sha2::{Digest as _, Sha256};
 
@@ -129,8 +130,8 @@ impl Artifact {
             hash.update(&part.data);
             into.write_all(&part.data).map_err(|error| Error::internal(&shown, error))?;
         }
-        let hex: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        if have != size || digest != format!("sha256:{hex}") {
+        let found = Digest::from_bytes(hash.finalize().into());
+        if have != size || digest != found.to_string() {
             return Err(Error::invalid(format!("{shown}: containerd has other bytes for it")));
         }
         Ok(Guest::new(into, shown))

@@ -73,14 +73,15 @@ fn memory(policy: &LinuxMemoryPolicy) -> Result<(u32, Vec<u8>), Error> {
 /// `0-3,7` as a mask of whole words.
 fn nodes(list: &str) -> Option<Vec<u8>> {
     let mut mask = Vec::new();
-    for part in list.split(',').map(str::trim).filter(|_| !list.trim().is_empty()) {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
-        if first > last || last >= MAX_NODES {
-            return None;
-        }
-        mask.resize(mask.len().max((last / 64 + 1) * 8), 0u8);
-        (first..=last).for_each(|node| mask[node / 8] |= 1 << (node % 8));
+    if list.trim().is_empty() {
+        return Some(mask);
+    }
+    if list.split(',').any(|part| part.trim().contains(char::is_whitespace)) {
+        return None;
+    }
+    for node in crate::ranges::parse(list, MAX_NODES)?.into_iter().flatten() {
+        mask.resize(mask.len().max((node / 64 + 1) * 8), 0u8);
+        mask[node / 8] |= 1 << (node % 8);
     }
     Some(mask)
 }

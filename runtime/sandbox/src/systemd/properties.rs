@@ -8,6 +8,7 @@ use super::bus::Value;
 use crate::{
     Error, Failure,
     cgroup::{device_names, swap_alone, weight},
+    ranges,
 };
 
 /// The annotations' prefix.
@@ -95,21 +96,17 @@ pub(super) fn limits(resources: &LinuxResources, v2: bool) -> Vec<(String, Value
     all
 }
 
+/// Numbers of CPUs and memory nodes are below this.
+const CPUS: usize = (1 << 16) + 1;
+
 /// `0-2,5` as a bit set, the lowest first.
 fn bits(list: &str) -> Option<Vec<u8>> {
     let mut bits = Vec::new();
-    for range in list.trim().split(',') {
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
-        let (first, last): (usize, usize) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
-        if first > last || last > 1 << 16 {
-            return None;
+    for bit in ranges::parse(list, CPUS)?.into_iter().flatten() {
+        if bits.len() <= bit / 8 {
+            bits.resize(bit / 8 + 1, 0);
         }
-        for bit in first..=last {
-            if bits.len() <= bit / 8 {
-                bits.resize(bit / 8 + 1, 0);
-            }
-            bits[bit / 8] |= 1 << (bit % 8);
-        }
+        bits[bit / 8] |= 1 << (bit % 8);
     }
     Some(bits)
 }
