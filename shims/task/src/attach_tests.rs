@@ -1,6 +1,7 @@
 //! Streams and their clients, with pipes in place of a process.
 
 use std::{
+    fs::File,
     io::{Read, Write},
     os::{fd::OwnedFd, unix::net::UnixStream as Blocking},
 };
@@ -8,7 +9,7 @@ use std::{
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::*;
-use crate::streams::Outputs;
+use crate::{io::Io, streams::Outputs};
 
 struct Fake(Arc<Streams>);
 
@@ -22,9 +23,9 @@ impl Lookup for Fake {
 struct Process {
     streams: Arc<Streams>,
     lookup: Arc<Fake>,
-    stdin: Option<std::fs::File>,
-    stdout: Option<std::fs::File>,
-    stderr: Option<std::fs::File>,
+    stdin: Option<File>,
+    stdout: Option<File>,
+    stderr: Option<File>,
 }
 
 impl Process {
@@ -34,7 +35,7 @@ impl Process {
         let ((stdin, our_stdin), (our_stdout, stdout), (our_stderr, stderr)) =
             (pipe(), pipe(), pipe());
         streams.connect_pipes(Some(our_stdin), our_stdout, our_stderr).unwrap();
-        let file = |fd: OwnedFd| Some(std::fs::File::from(fd));
+        let file = |fd: OwnedFd| Some(File::from(fd));
         Self {
             lookup: Arc::new(Fake(streams.clone())),
             streams,
@@ -178,4 +179,24 @@ async fn p05_quiet_clients_that_went_are_forgotten() {
         last = process.attach(&all()).await;
     }
     drop(last);
+}
+
+#[tokio::test]
+async fn input_before_the_request_to_close_counts_though_it_is_heard_of_later() {
+    let mut process = Process::new();
+    let (fifo, mut client) =
+        pipe_with(PipeFlags::CLOEXEC).map(|(r, w)| (r, File::from(w))).unwrap();
+    process.streams.feed(Io::new(fifo).unwrap());
+    // It waits for its first readiness now; the event loop has no turn from here on.
+    tokio::task::yield_now().await;
+    client.write_all(b"grain\n").unwrap();
+    process.streams.close_stdin();
+    let stdin = process.stdin.take().unwrap();
+    on_thread(stdin, |stdin| {
+        let mut text = String::new();
+        stdin.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "grain\n");
+    })
+    .await;
+    process.end().await;
 }

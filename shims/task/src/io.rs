@@ -75,15 +75,21 @@ impl Io {
     pub(crate) async fn read_chunk(&self, size: usize) -> io::Result<Vec<u8>> {
         loop {
             let mut guard = self.0.readable().await?;
-            let mut buffer = vec![0; size];
-            match self.try_read(&mut buffer)? {
-                Some(n) => {
-                    buffer.truncate(n);
-                    return Ok(buffer);
-                }
+            match self.read_now(size)? {
+                Some(chunk) => return Ok(chunk),
                 None => guard.clear_ready(),
             }
         }
+    }
+
+    /// Reads what the kernel has, whether or not the event loop has heard of it
+    /// yet: `None` is nothing now, an empty chunk the end.
+    pub(crate) fn read_now(&self, size: usize) -> io::Result<Option<Vec<u8>>> {
+        let mut buffer = vec![0; size];
+        Ok(self.try_read(&mut buffer)?.map(|n| {
+            buffer.truncate(n);
+            buffer
+        }))
     }
 }
 

@@ -178,30 +178,28 @@ impl Streams {
                 let _ = stdin.wait_for(|stdin| matches!(stdin, Stdin::Closed)).await;
             };
             let copied = async {
-                let mut closing = false;
                 loop {
                     let chunk = tokio::select! {
-                        // What was written before the request to close still counts.
                         biased;
-                        chunk = fifo.read_chunk(CHUNK) => chunk,
-                        () = close.notified(), if !closing => {
-                            closing = true;
-                            continue;
-                        }
-                        () = std::future::ready(()), if closing => break,
+                        chunk = fifo.read_chunk(CHUNK) => chunk?,
+                        () = close.notified() => break,
                     };
-                    let Ok(chunk) = chunk else { break };
                     if chunk.is_empty() {
-                        break;
+                        return Ok(());
                     }
-                    if streams.write_stdin(&chunk).await.is_err() {
-                        break;
-                    }
+                    streams.write_stdin(&chunk).await?;
                 }
+                // What was written before the request to close still counts, also
+                // where the request was heard of first.
+                while let Some(chunk) = fifo.read_now(CHUNK)?.filter(|chunk| !chunk.is_empty()) {
+                    streams.write_stdin(&chunk).await?;
+                }
+                io::Result::Ok(())
             };
             tokio::select! {
                 () = ended => {}
-                () = copied => {}
+                // Without a writer or without a reader: it has ended.
+                _ = copied => {}
             }
             streams.end_stdin();
         });
