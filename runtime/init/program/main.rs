@@ -24,19 +24,26 @@ core::arch::global_asm!(
     ".globl _start",
     "_start:",
     "xor ebp, ebp",
+    "mov rdi, rsp",
     "and rsp, -16",
     "call {main}",
     "ud2",
     main = sym main,
 );
 
-extern "C" fn main() -> ! {
+/// `arguments` is what the kernel leaves on the stack; their count lies first.
+extern "C" fn main(arguments: *const usize) -> ! {
     // Nobody in the container may look at this process or take its descriptors
     // until it has become the container's own program (execve makes it dumpable).
     let _ = kernel::sys!(kernel::PRCTL, 4 /* PR_SET_DUMPABLE */, 0);
     let _ = kernel::sys!(kernel::PRCTL, 15 /* PR_SET_NAME */, c"knarr-init".as_ptr());
     let _ = kernel::sys!(kernel::UMASK, 0);
-    run::run()
+    // SAFETY: the System V ABI says where the count lies, and nothing has moved it.
+    let early = match unsafe { *arguments } {
+        2.. => kernel::sys!(kernel::UNSHARE, 0x4000_0000 /* CLONE_NEWNET */).map(drop),
+        _ => Ok(()),
+    };
+    run::run(early)
 }
 
 #[panic_handler]

@@ -18,10 +18,12 @@ struct Launch {
     executable: Option<&'static CStr>,
 }
 
-pub fn run() -> ! {
-    let (index, errno) = match socket::launch() {
-        Err(errno) => (0, errno),
-        Ok((ops, fds)) => {
+/// `early` is how that went which was done before the launch came.
+pub fn run(early: Answer<()>) -> ! {
+    let (index, errno) = match (socket::launch(), early) {
+        (Err(errno), _) => (0, errno),
+        (_, Err(errno)) => (Frame::EARLY, errno),
+        (Ok((ops, fds)), Ok(())) => {
             let mut launch = Launch { fds, root: Root::new(), executable: None };
             let mut reader = Reader(ops);
             let mut index = 0;

@@ -23,6 +23,10 @@ pub const MAGIC: u32 = 0x6b6e_7231;
 /// Where the program finds its socket: out of the way of descriptors that the
 /// container's program is to inherit.
 pub const SOCKET_FD: i32 = 100;
+/// The program's argument where it is to make itself a network namespace, while its
+/// parent is still preparing the launch.
+#[allow(dead_code)]
+pub const NETWORK: &CStr = c"network";
 /// Descriptors per message; the kernel takes at most 253.
 pub const FDS_PER_MESSAGE: usize = 200;
 /// More operations' bytes than any honest launch has (2 MiB of arguments and
@@ -549,7 +553,7 @@ ops! {
 pub struct Frame {
     /// [`Frame::READY`], [`Frame::ERROR`], [`Frame::CONSOLE`], [`Frame::LISTENER`] or [`Frame::BORN`].
     pub kind: u32,
-    /// Index of the operation.
+    /// Index of the operation, or [`Frame::EARLY`].
     pub op: u32,
     /// The kernel's error number.
     pub errno: i32,
@@ -566,6 +570,8 @@ impl Frame {
     pub const LISTENER: u32 = 4;
     /// The process is another from here on: the one whose number `errno` is.
     pub const BORN: u32 = 5;
+    /// In place of an operation: what [`NETWORK`] asks for has failed.
+    pub const EARLY: u32 = u32::MAX;
     /// Bytes of a frame.
     pub const SIZE: usize = 16;
 

@@ -121,6 +121,8 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
     let joined = pid_namespace(&namespaces)?;
     let birth = Birth {
         created: namespaces.created,
+        // Who does not wait for it to be ready may look too early.
+        network_later: !manner.hasty,
         pid_namespace: joined.as_ref().map(AsFd::as_fd),
         cgroup: made.as_ref().and_then(Cgroup::born_in),
     };
@@ -507,7 +509,12 @@ impl Container {
         // execute, and we would wait for that in the kernel.
         let cgroup = self.cgroup.born_in().filter(|_| !self.cgroup.freezes_its_newborn());
         let cgroup = cgroup.filter(|_| below.is_none());
-        let birth = Birth { created: 0, pid_namespace: Some(self.init.pidfd()), cgroup };
+        let birth = Birth {
+            created: 0,
+            network_later: false,
+            pid_namespace: Some(self.init.pidfd()),
+            cgroup,
+        };
         let mut launched = launch(&birth, &stdio)
             .map_err(|error| if self.has_ended() { gone() } else { error })?;
         drop(stdio);

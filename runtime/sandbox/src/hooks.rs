@@ -243,7 +243,12 @@ fn run_inside(
         ops.push(Op::CloseFrom { first: 3 });
         ops.push(Op::Signals {});
         ops.push(Op::Exec { argv: argv.list(), env: env.list() });
-        let birth = Birth { created: 0, pid_namespace: Some(init.pidfd()), cgroup: None };
+        let birth = Birth {
+            created: 0,
+            network_later: false,
+            pid_namespace: Some(init.pidfd()),
+            cgroup: None,
+        };
         let mut launched = launch(&birth, &stdio)?;
         launched.send(&ops, |wish| match wish {
             Wish::Container => Some(

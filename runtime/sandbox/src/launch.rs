@@ -24,7 +24,7 @@ use std::{
     time::Duration,
 };
 
-use knarr_init::wire::{FDS_PER_MESSAGE, Frame, MAGIC, MAX_BYTES, Op, SOCKET_FD};
+use knarr_init::wire::{FDS_PER_MESSAGE, Frame, MAGIC, MAX_BYTES, NETWORK, Op, SOCKET_FD};
 use rustix::{
     io::Errno,
     net::{
@@ -38,7 +38,7 @@ use crate::{
     Child, Error, Failure, Stdio,
     error::describe,
     ops::{Ops, Wish, show},
-    plan::{Namespaces, PidNamespace},
+    plan::{NET, Namespaces, PidNamespace, USER},
     teller::Teller,
     wishes,
 };
@@ -71,6 +71,9 @@ pub(crate) struct Launched {
 pub(crate) struct Birth<'a> {
     /// CLONE_NEW* bits.
     pub(crate) created: u64,
+    /// Whether the network namespace among them may come a little later than the process,
+    /// before it is ready: to make it takes the kernel longer than all the others.
+    pub(crate) network_later: bool,
     /// A namespace's file or a pidfd whose pid namespace is joined.
     pub(crate) pid_namespace: Option<BorrowedFd<'a>>,
     /// A directory of cgroup2.
@@ -99,10 +102,16 @@ pub(crate) fn launch(birth: &Birth<'_>, stdio: &Stdio) -> Result<Launched, Error
             [null.as_fd(); 3]
         }
     };
+    // Where its users are not mapped yet, only clone may make it.
+    let later = match birth.network_later && birth.created & u64::from(USER) == 0 {
+        true => birth.created & u64::from(NET),
+        false => 0,
+    };
     let request = knarr_sys::Launch {
-        namespaces: birth.created,
+        namespaces: birth.created & !later,
         cgroup: birth.cgroup,
         program,
+        argument: (later != 0).then_some(NETWORK),
         stdio,
         socket: (theirs.as_fd(), SOCKET_FD),
     };
@@ -111,7 +120,7 @@ pub(crate) fn launch(birth: &Birth<'_>, stdio: &Stdio) -> Result<Launched, Error
         Some(namespace) => launch_in(namespace, &request)?,
     };
     let (pid, pidfd) = started.map_err(|errno| match errno {
-        Errno::NOSPC => Error::system("make namespaces (too many of them)", errno),
+        Errno::NOSPC => no_more_namespaces(),
         errno => Error::system("start a process (clone3)", errno),
     })?;
     Ok(Launched { child: Child::new(pid, pidfd), socket: ours, console: None, ready: false })
@@ -337,9 +346,19 @@ impl Launched {
     }
 }
 
+fn no_more_namespaces() -> Error {
+    Error::system("make namespaces (too many of them)", Errno::NOSPC)
+}
+
 /// Docker's words for programs, plain ones for the rest.
 fn sentence(ops: &Ops, frame: Frame) -> Error {
     let errno = Errno::from_raw_os_error(frame.errno);
+    if frame.op == Frame::EARLY {
+        return match errno {
+            Errno::NOSPC => no_more_namespaces(),
+            errno => Error::system("make a network namespace", errno),
+        };
+    }
     let Some(op) = ops.get(frame.op) else {
         return Error::system("knarr-init: the launch", errno);
     };

@@ -76,7 +76,8 @@ impl IdMaps {
 
     /// A namespace of these maps in which nobody lives.
     fn namespace(&self) -> Result<OwnedFd, Error> {
-        let birth = Birth { created: USER.into(), pid_namespace: None, cgroup: None };
+        let birth =
+            Birth { created: USER.into(), network_later: false, pid_namespace: None, cgroup: None };
         let launched = launch(&birth, &Stdio::Terminal { rows: 0, cols: 0 })?;
         let pid = launched.child.pid();
         let opened = self.write(pid).and_then(|()| {

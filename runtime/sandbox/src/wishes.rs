@@ -3,7 +3,7 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{self, Write},
+    io::{self, Read, Write},
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
 };
@@ -159,11 +159,19 @@ fn consented(source: &Path) -> Result<(), Error> {
     Err(Error::new(Failure::InvalidSpec, text))
 }
 
+/// `/proc/self/mountinfo` (proc_pid_mountinfo(5)), read in as few pieces as it can be:
+/// the kernel begins anew for each.
+pub(crate) fn mountinfo() -> io::Result<String> {
+    let mut text = String::with_capacity(16 * 1024);
+    std::fs::File::open("/proc/self/mountinfo")?.read_to_string(&mut text)?;
+    Ok(text)
+}
+
 /// Whether the mount that a path lies on has peers.
 fn is_shared(path: &Path) -> io::Result<bool> {
     use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
     let id = statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID)?.stx_mnt_id.to_string();
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let mounts = mountinfo()?;
     Ok(mounts.lines().any(|line| {
         let mut words = line.split(' ');
         words.next() == Some(id.as_str())
@@ -173,8 +181,7 @@ fn is_shared(path: &Path) -> io::Result<bool> {
 
 /// Where the host's procfs and sysfs are mounted, the last one first.
 pub(crate) fn kernel_mounts() -> Result<Vec<std::ffi::CString>, Error> {
-    let text = std::fs::read_to_string("/proc/self/mountinfo")
-        .map_err(|error| Error::system("read the host's mounts", error))?;
+    let text = mountinfo().map_err(|error| Error::system("read the host's mounts", error))?;
     let place = |line: &str| {
         let (front, back) = line.split_once(" - ")?;
         let kind = back.split(' ').next()?;

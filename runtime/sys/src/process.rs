@@ -1,6 +1,7 @@
 //! Processes: clone3, signals by pidfd.
 
 use std::{
+    ffi::CStr,
     os::{
         fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
         unix::process::CommandExt,
@@ -70,8 +71,10 @@ pub struct Launch<'a> {
     pub namespaces: u64,
     /// A directory of cgroup2 that the child is born in.
     pub cgroup: Option<BorrowedFd<'a>>,
-    /// The program: a static executable that is content without arguments.
+    /// The program: a static executable.
     pub program: BorrowedFd<'a>,
+    /// Its one argument, where it is to have one.
+    pub argument: Option<&'static CStr>,
     /// Streams 0, 1 and 2 of the child.
     pub stdio: [BorrowedFd<'a>; 3],
     /// Another descriptor that the child inherits, and its number there,
@@ -102,6 +105,7 @@ const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 /// What the child needs to know; it lies in the parent's memory.
 struct Orders {
     program: i32,
+    argument: *const libc::c_char,
     stdio: [i32; 3],
     socket: i32,
     socket_number: i32,
@@ -138,6 +142,7 @@ pub fn launch(launch: &Launch<'_>) -> Result<(u32, OwnedFd), Errno> {
     }
     let orders = Orders {
         program: launch.program.as_raw_fd(),
+        argument: launch.argument.map_or(std::ptr::null(), CStr::as_ptr),
         stdio: launch.stdio.map(|fd| fd.as_raw_fd()),
         socket: launch.socket.0.as_raw_fd(),
         socket_number: launch.socket.1,
@@ -204,7 +209,7 @@ unsafe extern "C" fn obey(orders: *const Orders) -> ! {
     // SAFETY: raw system calls on integers, and strings that live as long as the program.
     unsafe {
         let orders = &*orders;
-        let arguments = [c"knarr-init".as_ptr(), std::ptr::null()];
+        let arguments = [c"knarr-init".as_ptr(), orders.argument, std::ptr::null()];
         let environment = [std::ptr::null::<libc::c_char>()];
         // Out of the way of the numbers that are about to be taken; closed by exec.
         let aside = |fd| libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, orders.socket_number + 1);
@@ -285,6 +290,7 @@ mod tests {
             namespaces: 0,
             cgroup: None,
             program: null.as_fd(),
+            argument: None,
             stdio: [null.as_fd(); 3],
             socket: (null.as_fd(), 100),
         })

@@ -40,7 +40,7 @@ impl Layout {
     pub(crate) fn get() -> Result<&'static Self, Error> {
         static LAYOUT: OnceLock<Option<Layout>> = OnceLock::new();
         let layout = LAYOUT.get_or_init(|| {
-            let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+            let mounts = crate::wishes::mountinfo().ok()?;
             let systemd = Path::new("/run/systemd/system").exists();
             Layout::parse(&mounts, systemd)
         });

@@ -32,7 +32,7 @@ use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Process, Spec};
 pub(crate) use capabilities::{SYS_ADMIN, mask_of};
 pub(crate) use habits::Habits;
 pub(crate) use identity::Identity;
-pub(crate) use namespaces::{Namespaces, PID, PidNamespace, USER};
+pub(crate) use namespaces::{NET, Namespaces, PID, PidNamespace, USER};
 
 use crate::{
     Error, Failure,

@@ -4,7 +4,7 @@ use std::{fs, path::Path, process::Stdio};
 
 use serde_json::{Value, json};
 
-use crate::support::Bundle;
+use crate::support::{Bundle, Done};
 
 #[test]
 fn s01_a_container_goes_from_created_over_running_to_stopped() {
@@ -91,6 +91,26 @@ fn s01_what_cannot_be_made_leaves_nothing() {
     for bad in ["../x", "a/b", ".."] {
         bundle.knarr(&["create", bad]).failed(1, "invalid container ID format");
     }
+}
+
+#[test]
+fn where_no_network_namespace_can_be_made_it_says_so_and_leaves_nothing() {
+    let bundle = Bundle::script("true");
+    bundle.write();
+    // In a user namespace with a limit of its own; its root may not write devices' lists.
+    let script = "umount -l /sys/fs/cgroup/devices; exec unshare -Urm sh -c \
+                  'echo 0 > /proc/sys/user/max_net_namespaces && exec \"$@\"' sh \"$@\"";
+    let output = std::process::Command::new("unshare")
+        .args(["-m", "sh", "-c", script, "sh", env!("CARGO_BIN_EXE_knarr-oci"), "--root"])
+        .arg(bundle.path("state"))
+        .args(["run", &bundle.id])
+        .current_dir(bundle.dir.path())
+        .output()
+        .expect("unshare");
+    Done::from(output).failed(1, "make namespaces (too many of them)");
+    assert_eq!(bundle.knarr(&["list", "-q"]).fine(), "");
+    let group = Path::new("/sys/fs/cgroup/memory").join(&bundle.id);
+    assert!(!group.exists(), "{} is left", group.display());
 }
 
 #[test]
