@@ -157,16 +157,6 @@ pub fn keyring(name: &CStr) -> Answer<()> {
     }
 }
 
-pub fn signals() -> Answer<()> {
-    let default = [0u64; 4];
-    for signal in (1..=64).filter(|signal| !matches!(signal, 9 | 19)) {
-        sys!(RT_SIGACTION, signal, default.as_ptr(), 0, 8)?;
-    }
-    let none = 0u64;
-    sys!(RT_SIGPROCMASK, 2 /* SIG_SETMASK */, &raw const none, 0, 8)?;
-    Ok(())
-}
-
 pub fn loopback() -> Answer<()> {
     /// `struct ifreq` with flags.
     #[repr(C)]

@@ -15,6 +15,7 @@ mod kernel;
 mod reaper;
 mod root;
 mod run;
+mod signal;
 mod socket;
 mod terminal;
 
@@ -33,15 +34,24 @@ core::arch::global_asm!(
 
 /// `arguments` is what the kernel leaves on the stack; their count lies first.
 extern "C" fn main(arguments: *const usize) -> ! {
-    // Nobody in the container may look at this process or take its descriptors
-    // until it has become the container's own program (execve makes it dumpable).
-    let _ = kernel::sys!(kernel::PRCTL, 4 /* PR_SET_DUMPABLE */, 0);
+    // SAFETY: the System V ABI says that the count lies first and the arguments behind it,
+    // each ended by a zero byte; nothing has moved them.
+    let argument = match unsafe { *arguments } {
+        // SAFETY: as above; the second of two is there, and its first letter is enough.
+        2.. => unsafe { *(*arguments.add(2) as *const u8) },
+        _ => 0,
+    };
+    if argument != wire::IDLE.to_bytes()[0] {
+        // Nobody in the container may look at this process or take its descriptors
+        // until it has become the container's own program (execve makes it dumpable).
+        let _ = kernel::sys!(kernel::PRCTL, 4 /* PR_SET_DUMPABLE */, 0);
+    }
     let _ = kernel::sys!(kernel::PRCTL, 15 /* PR_SET_NAME */, c"knarr-init".as_ptr());
     let _ = kernel::sys!(kernel::UMASK, 0);
-    // SAFETY: the System V ABI says where the count lies, and nothing has moved it.
-    let early = match unsafe { *arguments } {
-        2.. => kernel::sys!(kernel::UNSHARE, 0x4000_0000 /* CLONE_NEWNET */).map(drop),
-        _ => Ok(()),
+    let early = if argument == wire::NETWORK.to_bytes()[0] {
+        kernel::sys!(kernel::UNSHARE, 0x4000_0000 /* CLONE_NEWNET */).map(drop)
+    } else {
+        Ok(())
     };
     run::run(early)
 }

@@ -7,8 +7,8 @@ use crate::{
     kernel::*,
     reaper,
     root::Root,
-    socket, terminal,
-    wire::{Frame, List, Op, Reader, SOCKET_FD},
+    signal, socket, terminal,
+    wire::{FDS_PER_MESSAGE, Frame, List, Op, Reader, SOCKET_FD},
 };
 
 /// What operations leave for later ones.
@@ -16,6 +16,31 @@ struct Launch {
     fds: &'static [[u8; 4]],
     root: Root,
     executable: Option<&'static CStr>,
+    /// A copy of some of its own mounts, on the way to another place.
+    tree: i32,
+    later: Later,
+}
+
+/// Descriptors that the parent opens when they are asked for.
+struct Later {
+    fds: [i32; FDS_PER_MESSAGE],
+    /// The place of the first of them in the parent's list, and of the one behind the last.
+    places: (usize, usize),
+}
+
+impl Later {
+    const NONE: Self = Self { fds: [-1; FDS_PER_MESSAGE], places: (0, 0) };
+
+    /// The one of that place; those that lie behind it come along.
+    fn take(&mut self, op: u32, place: usize) -> Answer<i32> {
+        if !(self.places.0..self.places.1).contains(&place) {
+            socket::say(Frame { kind: Frame::ASK, op, errno: 0 })?;
+            let count = socket::receive(&mut [0u8], &mut self.fds)?;
+            self.places = (place, place + count);
+        }
+        let fd = self.fds.get(place - self.places.0).ok_or(EPROTO)?;
+        Ok(*fd)
+    }
 }
 
 /// `early` is how that went which was done before the launch came.
@@ -24,7 +49,7 @@ pub fn run(early: Answer<()>) -> ! {
         (Err(errno), _) => (0, errno),
         (_, Err(errno)) => (Frame::EARLY, errno),
         (Ok((ops, fds)), Ok(())) => {
-            let mut launch = Launch { fds, root: Root::new(), executable: None };
+            let mut launch = Launch { fds, root: Root::new(), executable: None, tree: -1, later: Later::NONE };
             let mut reader = Reader(ops);
             let mut index = 0;
             loop {
@@ -62,9 +87,27 @@ impl Launch {
                 root.mount(target, kind, source, flags, data, no_symlinks)
             }
             Op::Attach { fd, target } => {
-                let mount = self.fd(fd)?;
+                let mount = match fd.later() {
+                    None => self.fd(fd)?,
+                    Some(place) => self.later.take(index, place)?,
+                };
                 self.root.attach(mount, target)
             }
+            Op::CopyTree { source, recursive } => {
+                let place = root.open(source, O_PATH)?;
+                self.tree = clone_mount(place, recursive)?;
+                close(place);
+                Ok(())
+            }
+            Op::ChangeTree { recursive, set, clear, propagation } => {
+                let flags = AT_EMPTY_PATH | if recursive { AT_RECURSIVE } else { 0 };
+                mount_change(self.tree, c"", flags, (set, clear), propagation)
+            }
+            Op::MapTree { .. } => {
+                socket::give(Frame::MAP, index, self.tree)?;
+                socket::await_go()
+            }
+            Op::AttachTree { target } => self.root.attach(self.tree, target),
             Op::Proc { target, attributes, options } => {
                 root.proc(target, attributes, options.iter())
             }
@@ -108,7 +151,7 @@ impl Launch {
             Op::CloseFrom { first } => {
                 sys!(CLOSE_RANGE, first, u32::MAX, 4 /* CLOSE_RANGE_CLOEXEC */).map(drop)
             }
-            Op::Signals {} => identity::signals(),
+            Op::Signals {} => signal::reset(),
             Op::Lookup { candidates } => {
                 self.executable = Some(lookup(candidates)?);
                 Ok(())

@@ -2,6 +2,7 @@
 
 use crate::{
     kernel::*,
+    signal::{self, SIGHUP, SIGINT, SIGTERM},
     wire::{FDS_PER_MESSAGE, Frame, MAGIC, MAX_BYTES, SOCKET_FD},
 };
 
@@ -49,7 +50,7 @@ fn read_exactly(buffer: &mut [u8]) -> Answer<()> {
 }
 
 /// Reads some bytes and the descriptors that come with them; how many those are.
-fn receive(buffer: &mut [u8], fds: &mut [i32]) -> Answer<usize> {
+pub fn receive(buffer: &mut [u8], fds: &mut [i32]) -> Answer<usize> {
     let mut control =
         Control::<FDS_PER_MESSAGE> { len: 0, level: 0, kind: 0, fds: [0; FDS_PER_MESSAGE] };
     let iov = IoVec { base: buffer.as_mut_ptr(), len: buffer.len() };
@@ -118,10 +119,10 @@ pub fn say(frame: Frame) -> Answer<()> {
     Ok(())
 }
 
-/// Hands the parent the master of a terminal.
-pub fn give_console(op: u32, master: i32) -> Answer<()> {
-    let bytes = Frame { kind: Frame::CONSOLE, op, errno: 0 }.to_bytes();
-    let control = Control::<2> { len: 20, level: SOL_SOCKET, kind: SCM_RIGHTS, fds: [master, 0] };
+/// Hands the parent a descriptor: the master of a terminal, a mount.
+pub fn give(kind: u32, op: u32, fd: i32) -> Answer<()> {
+    let bytes = Frame { kind, op, errno: 0 }.to_bytes();
+    let control = Control::<2> { len: 20, level: SOL_SOCKET, kind: SCM_RIGHTS, fds: [fd, 0] };
     let iov = IoVec { base: bytes.as_ptr(), len: bytes.len() };
     let header = MsgHdr {
         name: 0,
@@ -137,8 +138,12 @@ pub fn give_console(op: u32, master: i32) -> Answer<()> {
 }
 
 /// Lets go of the parent and waits for somebody who connects and says go; who
-/// connects and says nothing changes nothing.
+/// connects and says nothing changes nothing. Who asks it politely to end meanwhile
+/// is not refused, as the kernel would for the first process of a namespace.
 pub fn await_caller(listener: i32) -> Answer<()> {
+    for signal in [SIGHUP, SIGINT, SIGTERM] {
+        signal::exit_at(signal)?;
+    }
     // The parent is not waited for by anybody who waits for our end of it.
     close(SOCKET_FD);
     loop {

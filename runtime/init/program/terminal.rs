@@ -1,6 +1,6 @@
 //! The container's terminal.
 
-use crate::{kernel::*, root::Root, socket};
+use crate::{kernel::*, root::Root, socket, wire::Frame};
 
 const TIOCSCTTY: usize = 0x540e;
 const TIOCSWINSZ: usize = 0x5414;
@@ -41,7 +41,7 @@ pub fn open_pair(
     if uid != 0 {
         sys!(FCHOWN, slave, uid, -1isize)?;
     }
-    socket::give_console(op, master)?;
+    socket::give(Frame::CONSOLE, op, master)?;
     close(master);
     if console {
         let mount = clone_mount(slave, false)?;

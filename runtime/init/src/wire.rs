@@ -25,17 +25,30 @@ pub const MAGIC: u32 = 0x6b6e_7231;
 pub const SOCKET_FD: i32 = 100;
 /// The program's argument where it is to make itself a network namespace, while its
 /// parent is still preparing the launch.
-#[allow(dead_code)]
 pub const NETWORK: &CStr = c"network";
+/// The program's argument where nothing will be launched: its parent wants the namespace that
+/// it is in, and must be able to write the maps of that, so it may be looked at.
+pub const IDLE: &CStr = c"idle";
 /// Descriptors per message; the kernel takes at most 253.
 pub const FDS_PER_MESSAGE: usize = 200;
 /// More operations' bytes than any honest launch has (2 MiB of arguments and
 /// environment are the kernel's own limit).
 pub const MAX_BYTES: usize = 8 << 20;
 
-/// A descriptor, by its place in the list that the parent sends.
+/// A descriptor, by its place in the list that the parent sends; with [`Fd::LATER`] in the list
+/// of those that it opens when they are asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fd(pub u32);
+
+impl Fd {
+    /// The bit that says so.
+    pub const LATER: u32 = 1 << 31;
+
+    /// Its place in the list of those that are opened later.
+    pub fn later(self) -> Option<usize> {
+        (self.0 & Self::LATER != 0).then_some((self.0 & !Self::LATER) as usize)
+    }
+}
 
 /// Strings, each ended by a zero byte, one behind the other.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -230,8 +243,42 @@ ops! {
     }
     /// Puts a detached mount on a file or directory beneath the root, made if missing.
     Attach = 7 {
-        /// The mount.
+        /// The mount. One that is opened later is asked for here, with those of the
+        /// operations of this kind behind it: the kernel lists mounts by their age.
         fd: Fd,
+        /// Absolute path in the container.
+        target: &'a CStr
+    }
+    /// Copies what the container has at a path by now, as a detached mount that the next
+    /// operations change and [`Op::AttachTree`] puts somewhere.
+    CopyTree = 64 {
+        /// Absolute path in the container.
+        source: &'a CStr,
+        /// With the mounts beneath.
+        recursive: bool
+    }
+    /// Changes the copy: attributes and propagation.
+    ChangeTree = 65 {
+        /// The mounts beneath too.
+        recursive: bool,
+        /// MOUNT_ATTR_* bits to set.
+        set: u64,
+        /// MOUNT_ATTR_* bits to clear.
+        clear: u64,
+        /// MS_PRIVATE, MS_SLAVE, MS_SHARED or zero.
+        propagation: u64
+    }
+    /// Has the parent map the owners of the copy: the host's rights are needed.
+    MapTree = 66 {
+        /// Lines of `inside outside count`.
+        users: Bytes<'a>,
+        /// The same for groups.
+        groups: Bytes<'a>,
+        /// The mounts beneath too.
+        recursive: bool
+    }
+    /// Puts the copy on a file or directory beneath the root, made if missing.
+    AttachTree = 67 {
         /// Absolute path in the container.
         target: &'a CStr
     }
@@ -551,7 +598,8 @@ ops! {
 /// What `knarr-init` says to its parent: four u32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Frame {
-    /// [`Frame::READY`], [`Frame::ERROR`], [`Frame::CONSOLE`], [`Frame::LISTENER`] or [`Frame::BORN`].
+    /// [`Frame::READY`], [`Frame::ERROR`], [`Frame::CONSOLE`], [`Frame::LISTENER`], [`Frame::BORN`],
+    /// [`Frame::MAP`] or [`Frame::ASK`].
     pub kind: u32,
     /// Index of the operation, or [`Frame::EARLY`].
     pub op: u32,
@@ -570,6 +618,10 @@ impl Frame {
     pub const LISTENER: u32 = 4;
     /// The process is another from here on: the one whose number `errno` is.
     pub const BORN: u32 = 5;
+    /// A mount comes with this frame, for the parent to map.
+    pub const MAP: u32 = 6;
+    /// The operation needs a descriptor that is to be opened now.
+    pub const ASK: u32 = 7;
     /// In place of an operation: what [`NETWORK`] asks for has failed.
     pub const EARLY: u32 = u32::MAX;
     /// Bytes of a frame.

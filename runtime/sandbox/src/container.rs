@@ -21,6 +21,7 @@ use crate::{
     lsm,
     ops::{IdMaps, Ops, Wish},
     plan::{self, Context, Identity, Namespaces, PidNamespace, Style, annotation},
+    rootless,
     seccomp::{self, Filter},
     systemd::Unit,
     teller::Teller,
@@ -54,7 +55,7 @@ pub struct Container {
     habits: plan::Habits,
     wasm: bool,
     hooks: Option<Box<Hooks>>,
-    teller: Option<Box<Teller>>,
+    teller: Option<Arc<Teller>>,
 }
 
 /// Removes the cgroup, and kills what is in it, unless everything went well.
@@ -109,7 +110,11 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
     let path = cgroup_path(spec, id, unit.as_deref())?;
     let adopted;
     // systemd makes its groups around processes only.
-    let made = if unit.is_none() { Some(Cgroup::create(&path)?) } else { None };
+    let passing_over = manner.rootless && named_group(spec).is_none();
+    let made = match &unit {
+        None => Some(Cgroup::create_in(&path, passing_over)?),
+        Some(_) => None,
+    };
     let mut undo = Undo { cgroup: made.as_ref(), unit: unit.as_deref(), child: None };
 
     let terminal = terminal(&stdio);
@@ -119,12 +124,15 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
     };
     // From here on the kernel makes the child on another processor.
     let joined = pid_namespace(&namespaces)?;
+    let teller = Teller::of(spec, id, bundle);
     let birth = Birth {
         created: namespaces.created,
+        idle: false,
         // Who does not wait for it to be ready may look too early.
         network_later: !manner.hasty,
         pid_namespace: joined.as_ref().map(AsFd::as_fd),
         cgroup: made.as_ref().and_then(Cgroup::born_in),
+        teller: teller.clone(),
     };
     let mut launched = launch(&birth, &stdio)?;
     undo.child = Some(launched.child.clone());
@@ -143,10 +151,12 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
     let holds = hooks.as_ref().is_some_and(|hooks| hooks.holds());
     // Where hooks look for it; and where it can be found again among the host's.
     let placed = holds || namespaces.shares_mounts;
-    let place = placed.then(|| wishes::root_path(spec, bundle)).transpose()?;
+    let known = placed || manner.foreign && !wasm;
+    let root_path = known.then(|| wishes::root_path(spec, bundle)).transpose()?;
     let root = wishes::root(rootfs, spec, bundle)?;
     let groups = group_names(spec);
-    let identity = identity(Some(root.as_fd()), process, &groups)?;
+    let contained = rootless::contained();
+    let identity = rootless::identity(identity(Some(root.as_fd()), process, &groups)?)?;
     let available = available()?;
     let ops = plan::create(
         spec,
@@ -156,7 +166,7 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
             filter: filter.as_deref(),
             bound: !manner.outlives && !matches!(namespaces.pid, PidNamespace::Joined(_)),
             available,
-            cgroups: &cgroup.visible(),
+            cgroups: cgroup.visible().as_deref(),
             tasks: &cgroup.tasks(),
             terminal,
             init: annotation(spec, INIT_ANNOTATION) == Some("true"),
@@ -169,9 +179,11 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
                 uncovered: if manner.no_pivot { wishes::kernel_mounts()? } else { Vec::new() },
                 no_new_keyring: manner.no_new_keyring,
                 holds,
-                place,
+                root: root_path,
+                placed,
                 foreign: manner.foreign,
                 unprivileged: available & plan::SYS_ADMIN == 0,
+                contained,
             },
         },
     )?;
@@ -235,7 +247,7 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
         habits: plan::Habits::of(spec)?,
         wasm,
         hooks,
-        teller: Teller::of(spec, id, bundle),
+        teller,
     };
     Ok(Created { parts: Some((container, launched, ops)), console })
 }
@@ -261,9 +273,13 @@ fn cgroup_path(spec: &Spec, id: &str, unit: Option<&Unit>) -> Result<PathBuf, Er
     if let Some(unit) = unit {
         return unit.path();
     }
+    Ok(named_group(spec).unwrap_or_else(|| PathBuf::from("/knarr").join(id)))
+}
+
+/// The control group that the specification names.
+fn named_group(spec: &Spec) -> Option<PathBuf> {
     let given = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone());
-    let given = given.filter(|path| !path.as_os_str().is_empty());
-    Ok(given.unwrap_or_else(|| PathBuf::from("/knarr").join(id)))
+    given.filter(|path| !path.as_os_str().is_empty())
 }
 
 /// Kills what is left in a group and removes it, and systemd's unit of it.
@@ -388,10 +404,14 @@ impl Container {
     pub fn find(id: &str, bundle: &Path, spec: &Spec, left: &Left) -> Result<Option<Self>, Error> {
         let Some(init) = Child::of(left.pid, left.start_time)? else { return Ok(None) };
         let unit = Unit::of(spec, id)?;
+        let path = cgroup_path(spec, id, unit.as_deref())?;
         Ok(Some(Self {
             id: id.to_owned(),
             init,
-            cgroup: Cgroup::open(&cgroup_path(spec, id, unit.as_deref())?)?,
+            cgroup: match rootless::contained() {
+                true => Cgroup::open_where_it_is(&path)?,
+                false => Cgroup::open(&path)?,
+            },
             unit,
             filter: None,
             seccomp: seccomp::Choice::of(spec)?,
@@ -407,8 +427,8 @@ impl Container {
     /// Starts one that was [left](Created::leave), over a connection to its
     /// listener; returns when `execve` has succeeded.
     pub fn start(&self, connection: OwnedFd, left: &Left) -> Result<(), Error> {
-        let mut launched = Launched::left(self.init.clone(), connection)?;
-        let ops = Ops { bytes: left.plan.clone(), wishes: Vec::new() };
+        let mut launched = Launched::left(self.init.clone(), connection, self.teller.clone())?;
+        let ops = Ops::left(left.plan.clone());
         self.run_to_exec(&mut launched, &ops)
     }
 
@@ -425,7 +445,7 @@ impl Container {
         } else {
             launched.go()?;
         }
-        launched.await_exec_telling(ops, self.teller.as_deref())?;
+        launched.await_exec(ops)?;
         hook(Moment::Poststart, None)
     }
 
@@ -478,7 +498,7 @@ impl Container {
             groups => Some(self.cgroup.below(groups)?),
         };
         let own = self.cgroup.tasks();
-        let identity = identity(Some(root.as_fd()), process, &self.groups)?;
+        let identity = rootless::identity(identity(Some(root.as_fd()), process, &self.groups)?)?;
         let filter = self.seccomp.filter_again(process, self.filter.as_ref())?;
         let available = available()?;
         let ops = plan::exec(
@@ -489,7 +509,7 @@ impl Container {
                 filter: filter.as_deref(),
                 bound: false,
                 available,
-                cgroups: &[],
+                cgroups: None,
                 tasks: below.as_ref().map_or(&own, |below| &below.tasks),
                 terminal: terminal(&stdio),
                 init: false,
@@ -510,10 +530,10 @@ impl Container {
         let cgroup = self.cgroup.born_in().filter(|_| !self.cgroup.freezes_its_newborn());
         let cgroup = cgroup.filter(|_| below.is_none());
         let birth = Birth {
-            created: 0,
-            network_later: false,
             pid_namespace: Some(self.init.pidfd()),
             cgroup,
+            teller: self.teller.clone(),
+            ..Birth::default()
         };
         let mut launched = launch(&birth, &stdio)
             .map_err(|error| if self.has_ended() { gone() } else { error })?;
@@ -539,7 +559,7 @@ impl Container {
             ),
             _ => None,
         })?;
-        launched.await_exec_telling(&ops, self.teller.as_deref())?;
+        launched.await_exec(&ops)?;
         undo.child = None;
         Ok((launched.child.clone(), launched.console()))
     }
@@ -586,7 +606,11 @@ impl Container {
 
     /// Its processes, in our own pid namespace.
     pub fn pids(&self) -> Result<Vec<u32>, Error> {
-        self.cgroup.pids()
+        if self.cgroup.is_anywhere() {
+            return self.cgroup.pids();
+        }
+        rootless::neighbours(self.init.pid())
+            .map_err(|error| Error::system("look for its processes", error))
     }
 
     /// Whether the kernel's OOM killer has killed a process of it.

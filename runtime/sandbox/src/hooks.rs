@@ -243,12 +243,7 @@ fn run_inside(
         ops.push(Op::CloseFrom { first: 3 });
         ops.push(Op::Signals {});
         ops.push(Op::Exec { argv: argv.list(), env: env.list() });
-        let birth = Birth {
-            created: 0,
-            network_later: false,
-            pid_namespace: Some(init.pidfd()),
-            cgroup: None,
-        };
+        let birth = Birth { pid_namespace: Some(init.pidfd()), ..Birth::default() };
         let mut launched = launch(&birth, &stdio)?;
         launched.send(&ops, |wish| match wish {
             Wish::Container => Some(

@@ -6,6 +6,8 @@
 //!  opens mounts, places it in its cgroup
 //!  send (header, descriptors, operations) ▶ carries them out
 //!                              ◀─ console ─ (with a terminal)
+//!  opens more mounts           ◀─── ask ─── (in an operator's order)
+//!  maps its owners             ◀── mount ── (copied from its own mounts)
 //!  await_ready                 ◀── ready ── waits
 //!  go ────────────────────────────────────▶ execve
 //!  await_exec                  ◀─── EOF ─── it is the program now
@@ -16,15 +18,15 @@
 //! makes its mounts on another.
 
 use std::{
-    io::{IoSlice, IoSliceMut},
+    io::{ErrorKind::PermissionDenied, IoSlice, IoSliceMut},
     mem::MaybeUninit,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
-use knarr_init::wire::{FDS_PER_MESSAGE, Frame, MAGIC, MAX_BYTES, NETWORK, Op, SOCKET_FD};
+use knarr_init::wire::{FDS_PER_MESSAGE, Frame, IDLE, MAGIC, MAX_BYTES, NETWORK, Op, SOCKET_FD};
 use rustix::{
     io::Errno,
     net::{
@@ -37,10 +39,11 @@ use rustix::{
 use crate::{
     Child, Error, Failure, Stdio,
     error::describe,
-    ops::{Ops, Wish, show},
+    ops::{IdMaps, Ops, Wish, show},
     plan::{NET, Namespaces, PidNamespace, USER},
+    rootless,
     teller::Teller,
-    wishes,
+    userns, wishes,
 };
 
 /// How long one answer may take: mounts on a sick disk take long, nothing else.
@@ -63,14 +66,19 @@ pub(crate) struct Launched {
     pub(crate) child: Child,
     socket: OwnedFd,
     console: Option<OwnedFd>,
+    /// Whom a seccomp filter of its may have to be told of.
+    teller: Option<Arc<Teller>>,
     /// Everything before "go" is done.
     ready: bool,
 }
 
 /// Where the child is born.
+#[derive(Default)]
 pub(crate) struct Birth<'a> {
     /// CLONE_NEW* bits.
     pub(crate) created: u64,
+    /// It does nothing and may be looked at: its user namespace is what is wanted.
+    pub(crate) idle: bool,
     /// Whether the network namespace among them may come a little later than the process,
     /// before it is ready: to make it takes the kernel longer than all the others.
     pub(crate) network_later: bool,
@@ -78,6 +86,8 @@ pub(crate) struct Birth<'a> {
     pub(crate) pid_namespace: Option<BorrowedFd<'a>>,
     /// A directory of cgroup2.
     pub(crate) cgroup: Option<BorrowedFd<'a>>,
+    /// Whom a seccomp filter of its may have to be told of.
+    pub(crate) teller: Option<Arc<Teller>>,
 }
 
 /// Starts knarr-init. The streams are closed on our side.
@@ -111,7 +121,7 @@ pub(crate) fn launch(birth: &Birth<'_>, stdio: &Stdio) -> Result<Launched, Error
         namespaces: birth.created & !later,
         cgroup: birth.cgroup,
         program,
-        argument: (later != 0).then_some(NETWORK),
+        argument: if birth.idle { Some(IDLE) } else { (later != 0).then_some(NETWORK) },
         stdio,
         socket: (theirs.as_fd(), SOCKET_FD),
     };
@@ -123,7 +133,8 @@ pub(crate) fn launch(birth: &Birth<'_>, stdio: &Stdio) -> Result<Launched, Error
         Errno::NOSPC => no_more_namespaces(),
         errno => Error::system("start a process (clone3)", errno),
     })?;
-    Ok(Launched { child: Child::new(pid, pidfd), socket: ours, console: None, ready: false })
+    let (child, teller) = (Child::new(pid, pidfd), birth.teller.clone());
+    Ok(Launched { child, socket: ours, console: None, teller, ready: false })
 }
 
 /// A thread of its own joins the pid namespace, so that the child is born in it
@@ -152,12 +163,16 @@ fn launch_in(
 
 impl Launched {
     /// One that another process left waiting on a socket.
-    pub(crate) fn left(child: Child, socket: OwnedFd) -> Result<Self, Error> {
+    pub(crate) fn left(
+        child: Child,
+        socket: OwnedFd,
+        teller: Option<Arc<Teller>>,
+    ) -> Result<Self, Error> {
         for direction in [Timeout::Recv, Timeout::Send] {
             set_socket_timeout(&socket, direction, Some(PATIENCE))
                 .map_err(|errno| Error::system("set a socket's timeout", errno))?;
         }
-        Ok(Self { child, socket, console: None, ready: true })
+        Ok(Self { child, socket, console: None, teller, ready: true })
     }
 
     /// Opens what the launch wishes for and sends it. `given` are the
@@ -232,7 +247,7 @@ impl Launched {
 
     /// Waits until it waits for the first of two times.
     pub(crate) fn await_hold(&mut self, ops: &Ops) -> Result<(), Error> {
-        match self.receive()? {
+        match self.receive(ops)? {
             Some(frame) if frame.kind == Frame::READY => Ok(()),
             Some(frame) => Err(self.failed(ops, frame)),
             None => Err(self.broken("wait until it is ready", Errno::PIPE)),
@@ -242,7 +257,7 @@ impl Launched {
     /// Waits until it has gone on in a sibling, and takes that in its stead.
     pub(crate) fn await_birth(&mut self, ops: &Ops) -> Result<(), Error> {
         use rustix::process::{Pid, PidfdFlags, pidfd_open};
-        let frame = match self.receive()? {
+        let frame = match self.receive(ops)? {
             Some(frame) if frame.kind == Frame::BORN => frame,
             Some(frame) => return Err(self.failed(ops, frame)),
             None => return Err(self.broken("wait for its sibling", Errno::PIPE)),
@@ -270,29 +285,8 @@ impl Launched {
 
     /// Waits until it has become the program.
     pub(crate) fn await_exec(&mut self, ops: &Ops) -> Result<(), Error> {
-        match self.receive()? {
+        match self.receive(ops)? {
             None => Ok(()),
-            Some(frame) => Err(self.failed(ops, frame)),
-        }
-    }
-
-    /// The same where a seccomp filter may have somebody to tell.
-    pub(crate) fn await_exec_telling(
-        &mut self,
-        ops: &Ops,
-        teller: Option<&Teller>,
-    ) -> Result<(), Error> {
-        match self.receive()? {
-            None => Ok(()),
-            Some(frame) if frame.kind == Frame::LISTENER => {
-                let Some(teller) = teller else {
-                    let text = "seccomp listenerPath is not set";
-                    return Err(Error::new(Failure::InvalidSpec, text));
-                };
-                teller.tell(&self.child, frame.errno)?;
-                self.go()?;
-                self.await_exec(ops)
-            }
             Some(frame) => Err(self.failed(ops, frame)),
         }
     }
@@ -302,9 +296,10 @@ impl Launched {
         self.console.take()
     }
 
-    /// The next frame that is not a console; none at the end.
-    fn receive(&mut self) -> Result<Option<Frame>, Error> {
+    /// The next frame that is more than a descriptor; none at the end.
+    fn receive(&mut self, ops: &Ops) -> Result<Option<Frame>, Error> {
         loop {
+            let mut given = None;
             let mut bytes = [0u8; Frame::SIZE];
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
             let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -322,7 +317,7 @@ impl Launched {
             };
             for message in control.drain() {
                 if let RecvAncillaryMessage::ScmRights(fds) = message {
-                    self.console = fds.last().or(self.console.take());
+                    given = fds.last();
                 }
             }
             if count == 0 {
@@ -332,10 +327,50 @@ impl Launched {
             if count < Frame::SIZE {
                 return Err(self.broken("its answer is cut", Errno::PROTO));
             }
-            if frame.kind != Frame::CONSOLE {
-                return Ok(Some(frame));
+            match (frame.kind, given) {
+                (Frame::CONSOLE, given) => self.console = given,
+                (Frame::MAP, Some(mount)) => self.map(ops, frame.op, &mount)?,
+                (Frame::LISTENER, _) => self.tell(frame.errno)?,
+                (Frame::ASK, _) => self.open_now(ops, frame.op)?,
+                _ => return Ok(Some(frame)),
             }
         }
+    }
+
+    /// Maps the owners of a mount of its, which the kernel lets only the host do.
+    fn map(&self, ops: &Ops, op: u32, mount: &OwnedFd) -> Result<(), Error> {
+        let Some(Op::MapTree { users, groups, recursive }) = ops.get(op) else {
+            return Err(self.broken("a mount that nobody asked for", Errno::PROTO));
+        };
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let maps = IdMaps { users: text(users.0), groups: text(groups.0) };
+        userns::map(mount.as_fd(), &maps, recursive, "a mount of its own")?;
+        self.go()
+    }
+
+    /// Opens and sends what an operation asks for, and what those behind it will.
+    fn open_now(&self, ops: &Ops, op: u32) -> Result<(), Error> {
+        let wanted = ops.iter().skip(op as usize).take(FDS_PER_MESSAGE).map_while(|op| match op {
+            Op::Attach { fd, .. } if fd.later().is_some() => ops.wished(fd),
+            _ => None,
+        });
+        let open = |wish: &Wish| match wish {
+            // An operator has granted it by writing it down.
+            Wish::Bind(bind) => wishes::bind(bind),
+            other => wishes::open(other),
+        };
+        let fds = wanted.map(open).collect::<Result<Vec<_>, _>>()?;
+        self.send_with(&[0], &fds)
+    }
+
+    /// Hands the listener of its filter over.
+    fn tell(&self, number: i32) -> Result<(), Error> {
+        let Some(teller) = &self.teller else {
+            let text = "seccomp listenerPath is not set";
+            return Err(Error::new(Failure::InvalidSpec, text));
+        };
+        teller.tell(&self.child, number)?;
+        self.go()
     }
 
     /// An operation failed: the sentence about it.
@@ -421,6 +456,12 @@ fn sentence(ops: &Ops, frame: Frame) -> Error {
             } else {
                 Error::new(Failure::InvalidSpec, format!("{error}{hint}"))
             }
+        }
+        Op::CopyTree { source, .. } => {
+            Error::system(format_args!("bind {:?} of the container", show(source)), errno)
+        }
+        Op::AttachTree { target } => {
+            Error::system(format_args!("mount on {:?}", show(target)), errno)
         }
         // runc's words for what such a link is for.
         Op::Mount { target, kind, no_symlinks: true, .. } if errno == Errno::LOOP => {
@@ -534,6 +575,10 @@ pub(crate) fn pid_namespace(namespaces: &Namespaces) -> Result<Option<OwnedFd>, 
 pub(crate) fn oom_score(child: &Child, score: Option<i32>) -> Result<(), Error> {
     let Some(score) = score else { return Ok(()) };
     let path = format!("/proc/{}/oom_score_adj", child.pid());
-    std::fs::write(Path::new(&path), score.to_string())
-        .map_err(|error| Error::system(format_args!("set oom_score_adj to {score}"), error))
+    match std::fs::write(Path::new(&path), score.to_string()) {
+        // Nobody there may make a process safer than it was born (as runc).
+        Err(error) if error.kind() == PermissionDenied && rootless::contained() => Ok(()),
+        other => other
+            .map_err(|error| Error::system(format_args!("set oom_score_adj to {score}"), error)),
+    }
 }

@@ -52,6 +52,7 @@ mod overlay;
 mod peek;
 mod plan;
 mod ranges;
+pub mod rootless;
 mod seccomp;
 mod systemd;
 mod teller;

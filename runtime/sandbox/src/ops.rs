@@ -65,6 +65,28 @@ pub(crate) struct Bind {
     pub(crate) propagation: (u64, bool),
 }
 
+/// One change of a mount, or of all beneath it too: attributes to set and to clear, and
+/// the propagation.
+pub(crate) type Change = (bool, (u64, u64), u64);
+
+impl Bind {
+    /// What makes of a mere copy what is wanted.
+    pub(crate) fn changes(&self) -> [Option<Change>; 2] {
+        let (propagation, everywhere) = self.propagation;
+        let ((set, clear), (more, less)) = (self.attributes, self.deep_attributes);
+        if !self.recursive {
+            // One mount: what is for all of them is for it.
+            return [Some((false, (set | more, clear | less), propagation)), None];
+        }
+        let (one, all) = if everywhere { (0, propagation) } else { (propagation, 0) };
+        let change = |recursive, attributes, propagation| {
+            let nothing = attributes == (0, 0) && propagation == 0;
+            (!nothing).then_some((recursive, attributes, propagation))
+        };
+        [change(true, (more, less), all), change(false, (set, clear), one)]
+    }
+}
+
 /// Who is who: lines of `inside outside count`, as uid_map and gid_map take them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct IdMaps {
@@ -79,6 +101,8 @@ pub(crate) struct IdMaps {
 pub(crate) struct Ops {
     pub(crate) bytes: Vec<u8>,
     pub(crate) wishes: Vec<Wish>,
+    /// What is opened when it is asked for.
+    later: Vec<Wish>,
 }
 
 impl Ops {
@@ -89,6 +113,17 @@ impl Ops {
     pub(crate) fn wish(&mut self, wish: Wish) -> Fd {
         self.wishes.push(wish);
         Fd(self.wishes.len() as u32 - 1)
+    }
+
+    /// The same for what is to be younger than everything that was mounted before.
+    pub(crate) fn wish_later(&mut self, wish: Wish) -> Fd {
+        self.later.push(wish);
+        Fd(Fd::LATER | (self.later.len() as u32 - 1))
+    }
+
+    /// An operation list that another process has left.
+    pub(crate) fn left(bytes: Vec<u8>) -> Self {
+        Self { bytes, ..Self::default() }
     }
 
     /// What an operation was, for the message about its failure.
@@ -108,7 +143,10 @@ impl Ops {
 
     /// What a descriptor was to be.
     pub(crate) fn wished(&self, fd: Fd) -> Option<&Wish> {
-        self.wishes.get(fd.0 as usize)
+        match fd.later() {
+            Some(place) => self.later.get(place),
+            None => self.wishes.get(fd.0 as usize),
+        }
     }
 }
 
@@ -117,6 +155,9 @@ impl fmt::Debug for Ops {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, wish) in self.wishes.iter().enumerate() {
             writeln!(f, "fd {index}: {wish:?}")?;
+        }
+        for (index, wish) in self.later.iter().enumerate() {
+            writeln!(f, "later {index}: {wish:?}")?;
         }
         for op in self.iter() {
             writeln!(f, "{op:?}")?;

@@ -53,6 +53,9 @@ pub struct Manner {
     /// rather than the engine's: any filesystem, mounts shared with the host's,
     /// the host's own mount namespace.
     pub foreign: bool,
+    /// Control groups that its maker may not make are passed over, unless the
+    /// specification names one.
+    pub rootless: bool,
     /// It keeps its maker's session keyring.
     pub no_new_keyring: bool,
     /// `create` returns while the first process still prepares, where nobody

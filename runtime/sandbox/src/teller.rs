@@ -9,6 +9,7 @@ use std::{
     mem::MaybeUninit,
     os::{fd::AsFd, unix::net::UnixStream},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use oci_spec::runtime::Spec;
@@ -30,7 +31,7 @@ pub(crate) struct Teller {
 
 impl Teller {
     /// None where no agent is named, as for every container of the engine's.
-    pub(crate) fn of(spec: &Spec, id: &str, bundle: &Path) -> Option<Box<Self>> {
+    pub(crate) fn of(spec: &Spec, id: &str, bundle: &Path) -> Option<Arc<Self>> {
         let seccomp = spec.linux().as_ref()?.seccomp().as_ref()?;
         let socket = seccomp.listener_path().clone().filter(|path| !path.as_os_str().is_empty())?;
         let state = json!({
@@ -45,7 +46,7 @@ impl Teller {
                 "annotations": spec.annotations().clone().unwrap_or_default(),
             },
         });
-        Some(Box::new(Self { socket, state }))
+        Some(Arc::new(Self { socket, state }))
     }
 
     /// Hands the listener of a process over.

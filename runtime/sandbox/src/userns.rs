@@ -5,16 +5,16 @@
 //! too: a process that does nothing is born in one, is looked at, and ends.
 
 use std::{
-    io,
-    os::fd::{AsFd, OwnedFd},
+    fmt, fs, io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    process::{self, Command},
 };
 
 use knarr_sys::{MountAttr, mount_setattr};
 use oci_spec::runtime::{LinuxIdMapping, Spec};
 
 use crate::{
-    Error, Failure, Stdio,
-    launch::{Birth, launch},
+    Error, Failure,
     ops::{Bind, IdMaps},
     plan::{Namespaces, USER},
     wishes,
@@ -60,42 +60,66 @@ impl IdMaps {
 
     /// Says the kernel who is who in the namespace of a process.
     pub(crate) fn write(&self, pid: u32) -> Result<(), Error> {
-        let write = |file: &str, text: &str| std::fs::write(format!("/proc/{pid}/{file}"), text);
-        let failed =
-            |what| move |error: io::Error| Error::system(format_args!("write {what}"), error);
-        write("uid_map", &self.users).map_err(failed("uid_map"))?;
+        let write = |file: &str, text: &str| fs::write(format!("/proc/{pid}/{file}"), text);
+        match write("uid_map", &self.users) {
+            // For others than himself a user asks a program that may look up whom he is given.
+            Err(error) if refused(&error) => ask("newuidmap", pid, &self.users, error)?,
+            other => other.map_err(|error| Error::system("write uid_map", error))?,
+        }
         match write("gid_map", &self.groups) {
-            // A user without privileges may not let its namespace drop groups.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                write("setgroups", "deny").map_err(failed("setgroups"))?;
-                write("gid_map", &self.groups).map_err(failed("gid_map"))
+            Err(error) if refused(&error) => {}
+            other => return other.map_err(|error| Error::system("write gid_map", error)),
+        }
+        // A user without privileges may not let its namespace drop groups.
+        if self.groups.lines().count() == 1 && self.groups.trim_end().ends_with(" 1") {
+            write("setgroups", "deny").map_err(|error| Error::system("write setgroups", error))?;
+            match write("gid_map", &self.groups) {
+                Err(error) if refused(&error) => ask("newgidmap", pid, &self.groups, error),
+                other => other.map_err(|error| Error::system("write gid_map", error)),
             }
-            other => other.map_err(failed("gid_map")),
+        } else {
+            ask("newgidmap", pid, &self.groups, io::ErrorKind::PermissionDenied.into())
         }
     }
+}
 
-    /// A namespace of these maps in which nobody lives.
-    fn namespace(&self) -> Result<OwnedFd, Error> {
-        let birth =
-            Birth { created: USER.into(), network_later: false, pid_namespace: None, cgroup: None };
-        let launched = launch(&birth, &Stdio::Terminal { rows: 0, cols: 0 })?;
-        let pid = launched.child.pid();
-        let opened = self.write(pid).and_then(|()| {
-            std::fs::File::open(format!("/proc/{pid}/ns/user"))
-                .map_err(|error| Error::system("open a user namespace", error))
-        });
-        let _ = launched.child.kill(knarr_model::Signal::KILL);
-        let _ = launched.child.wait_blocking();
-        opened.map(OwnedFd::from)
+fn refused(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::PermissionDenied
+}
+
+/// newuidmap(1) and newgidmap(1), from the package uidmap; `refused` is what the kernel said.
+fn ask(program: &str, pid: u32, map: &str, refused: io::Error) -> Result<(), Error> {
+    let mut command = Command::new(program);
+    command.arg(pid.to_string()).args(map.split_ascii_whitespace()).stdin(process::Stdio::null());
+    let output = match command.output() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let what = format!("map users (without {program} only one's own number)");
+            return Err(Error::system(what, refused));
+        }
+        other => other.map_err(|error| Error::system(format_args!("run {program}"), error))?,
+    };
+    if output.status.success() {
+        return Ok(());
     }
+    let words = String::from_utf8_lossy(&output.stderr);
+    Err(Error::new(Failure::InvalidSpec, format!("{program}: {}", words.trim())))
 }
 
 /// A bind mount whose owners are mapped.
 pub(crate) fn mapped(bind: &Bind, maps: &IdMaps, deep: bool) -> Result<OwnedFd, Error> {
     let mount = wishes::bind(bind)?;
-    let namespace = maps.namespace()?;
-    mount_setattr(mount.as_fd(), deep, &MountAttr::idmapped(namespace.as_fd())).map_err(
-        |errno| Error::system(format_args!("map the owners of {}", bind.source.display()), errno),
-    )?;
+    map(mount.as_fd(), maps, deep, bind.source.display())?;
     Ok(mount)
+}
+
+/// Maps the owners of a detached mount; `what` it is, for the words of an error.
+pub(crate) fn map(
+    mount: BorrowedFd<'_>,
+    maps: &IdMaps,
+    deep: bool,
+    what: impl fmt::Display,
+) -> Result<(), Error> {
+    let namespace = maps.namespace()?;
+    mount_setattr(mount, deep, &MountAttr::idmapped(namespace.as_fd()))
+        .map_err(|errno| Error::system(format_args!("map the owners of {what}"), errno))
 }

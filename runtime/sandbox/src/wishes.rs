@@ -104,23 +104,9 @@ pub(crate) fn bind(wish: &Bind) -> Result<OwnedFd, Error> {
         Some((namespace, inside)) => of_container(&namespace, &inside, flags).map_err(failed)?,
         None => open_tree(rustix::fs::CWD, &wish.source, flags).map_err(failed)?,
     };
-    let (propagation, everywhere) = wish.propagation;
-    let attr = |(set, clear), propagation| MountAttr::new(set, clear, propagation);
-    let nothing = MountAttr::default();
-    if !wish.recursive {
-        // One mount: what is for all of them is for it.
-        let ((set, clear), (more, less)) = (wish.attributes, wish.deep_attributes);
-        let change = attr((set | more, clear | less), propagation);
-        mount_setattr(mount.as_fd(), false, &change).map_err(failed)?;
-        return Ok(mount);
-    }
-    let (one, all) = if everywhere { (0, propagation) } else { (propagation, 0) };
-    for (recursive, attr) in
-        [(true, attr(wish.deep_attributes, all)), (false, attr(wish.attributes, one))]
-    {
-        if attr != nothing {
-            mount_setattr(mount.as_fd(), recursive, &attr).map_err(failed)?;
-        }
+    for (recursive, (set, clear), propagation) in wish.changes().into_iter().flatten() {
+        let change = MountAttr::new(set, clear, propagation);
+        mount_setattr(mount.as_fd(), recursive, &change).map_err(failed)?;
     }
     Ok(mount)
 }

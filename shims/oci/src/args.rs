@@ -38,7 +38,7 @@ const GLOBAL: &[Flag] = &[
     value(&["root"], "directory of the containers' state, on tmpfs (default: /run/knarr-oci)"),
     value(&["criu"], "accepted for compatibility; nothing is checkpointed"),
     switch(&["systemd-cgroup"], "let systemd make the control groups"),
-    value(&["rootless"], "false or auto (default): errors of control groups are never ignored"),
+    value(&["rootless"], "true, false or auto (default): pass over groups that may not be made"),
     switch(&["help", "h"], "show help"),
     switch(&["version", "v"], "print the version"),
 ];

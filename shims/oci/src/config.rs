@@ -18,6 +18,10 @@ pub(crate) struct Bundle {
     /// What its config.json says, word for word.
     pub(crate) text: Vec<u8>,
     pub(crate) spec: Spec,
+    /// Who makes a container of it.
+    pub(crate) owner: u32,
+    /// Its user namespace is ours by now.
+    pub(crate) rootless: bool,
 }
 
 /// Flags of all verbs that this host cannot follow.
@@ -28,15 +32,18 @@ pub(crate) fn check_global(flags: &Flags) -> Result<()> {
             "systemd cgroup flag passed, but systemd support for managing cgroups is not available"
         );
     }
+    rootless(flags).map(drop)
+}
+
+/// Whether control groups that may not be made are passed over: by default where we
+/// are not the host's root (runc `shouldUseRootlessCgroupManager`).
+pub(crate) fn rootless(flags: &Flags) -> Result<bool> {
     match flags.get("rootless") {
-        None | Some("false" | "auto") => {}
-        Some("true") => bail!(
-            "--rootless=true is not supported: control groups that may not be made are never \
-             passed over; give the user a group of his own, and its path as cgroupsPath"
-        ),
+        None | Some("auto") => Ok(knarr_sandbox::rootless::contained()),
+        Some("true") => Ok(true),
+        Some("false") => Ok(false),
         Some(other) => bail!("invalid value {other:?} for flag -rootless"),
     }
-    Ok(())
 }
 
 /// The bundle of `--bundle`, or the current directory.
@@ -58,7 +65,8 @@ pub(crate) fn bundle(global: &Global, flags: &Flags) -> Result<Bundle> {
         global.log.warning(&text);
     }
     absolute_sources(&mut spec, &dir);
-    Ok(Bundle { dir, text, spec })
+    let owner = rustix::process::getuid().as_raw();
+    Ok(Bundle { dir, text, spec, owner, rootless: false })
 }
 
 /// A specification's text.
@@ -170,13 +178,17 @@ fn check(spec: &Spec) -> Result<()> {
     Ok(())
 }
 
-/// Sources of binds are relative to the bundle, destinations to the root.
+/// Sources of binds are relative to the bundle, destinations to the root, with its path
+/// before them or not (as runc).
 fn absolute_sources(spec: &mut Spec, bundle: &Path) {
     let Some(mut mounts) = spec.mounts().clone() else { return };
+    let root = spec.root().as_ref().map(|root| bundle.join(root.path())).unwrap_or_default();
     let mut changed = false;
     for mount in &mut mounts {
-        if mount.destination().is_relative() {
-            mount.set_destination(Path::new("/").join(mount.destination()));
+        let inside = mount.destination().strip_prefix(&root).unwrap_or(mount.destination());
+        let inside = Path::new("/").join(inside);
+        if *mount.destination() != inside {
+            mount.set_destination(inside);
             changed = true;
         }
         let bind = mount.typ().as_deref() == Some("bind")

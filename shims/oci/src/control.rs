@@ -17,7 +17,7 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(crate) fn kill(global: &Global, verb: &Verb) -> Outcome {
-    let known = Known::find(global, verb.container(2)?)?;
+    let known = Known::find_within(global, verb.container(2)?)?;
     let word = verb.words.get(1).map(String::as_str);
     let signal: Option<Signal> = match word {
         None => Some(Signal::TERM),
@@ -62,7 +62,7 @@ pub(crate) fn kill(global: &Global, verb: &Verb) -> Outcome {
 pub(crate) fn delete(global: &Global, verb: &Verb) -> Outcome {
     let id = verb.container(1)?;
     let force = verb.flags.has("force");
-    let known = match Known::find(global, id) {
+    let known = match Known::find_within(global, id) {
         Ok(known) => known,
         Err(error) if force && error.is::<Missing>() => {
             // A create that did not end, or nothing at all.

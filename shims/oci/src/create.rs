@@ -18,7 +18,8 @@ use crate::{
 pub(crate) fn create(global: &Global, verb: &Verb) -> Outcome {
     let id = verb.container(1)?;
     let home = Home::of(global, id)?;
-    let bundle = config::bundle(global, &verb.flags)?;
+    let mut bundle = config::bundle(global, &verb.flags)?;
+    enter(&mut bundle)?;
     home.make()?;
     make(global, &home, &bundle, verb, true)
         .and_then(|made| made.leave(&home))
@@ -31,7 +32,8 @@ pub(crate) fn run(global: &Global, verb: &Verb) -> Outcome {
     let id = verb.container(1)?;
     let detached = verb.flags.has("detach");
     let home = Home::of(global, id)?;
-    let bundle = config::bundle(global, &verb.flags)?;
+    let mut bundle = config::bundle(global, &verb.flags)?;
+    enter(&mut bundle)?;
     home.make()?;
     let signals = if detached { None } else { Some(Signals::hold()?) };
     if !detached && !verb.flags.has("no-subreaper") {
@@ -58,6 +60,15 @@ pub(crate) fn run(global: &Global, verb: &Verb) -> Outcome {
     }
 }
 
+/// Gives a user without privileges those that his own namespace holds.
+fn enter(bundle: &mut Bundle) -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        knarr_sandbox::rootless::enter(&mut bundle.spec)?;
+        bundle.rootless = true;
+    }
+    Ok(())
+}
+
 /// Waits for the program's end; removes the container unless it is kept.
 fn finish(
     container: &Container,
@@ -73,7 +84,7 @@ fn finish(
 }
 
 pub(crate) fn start(global: &Global, verb: &Verb) -> Outcome {
-    let known = Known::find(global, verb.container(1)?)?;
+    let known = Known::find_within(global, verb.container(1)?)?;
     // runc's words.
     let running = || anyhow!("cannot start an already running container");
     let container = match known.status() {
@@ -124,7 +135,7 @@ fn make(
     verb: &Verb,
     detached: bool,
 ) -> Result<Made> {
-    let Bundle { dir, text, spec } = bundle;
+    let Bundle { dir, text, spec, owner, rootless } = bundle;
     let mut spec = spec.clone();
     let terminal = spec.process().as_ref().and_then(|process| process.terminal()) == Some(true);
     let console = streams::console(terminal, verb.flags.get("console-socket"), detached)?;
@@ -138,7 +149,7 @@ fn make(
     if listening > 0 {
         tell_of_sockets(&mut spec, listening);
     }
-    if spec.annotations() == bundle.spec.annotations() {
+    if spec.annotations() == bundle.spec.annotations() && !bundle.rootless {
         home.save_spec(text)?;
     } else {
         // What the sandbox was told is what later calls must know.
@@ -151,6 +162,7 @@ fn make(
         inherited,
         no_pivot: verb.flags.has("no-pivot"),
         no_new_keyring: verb.flags.has("no-new-keyring"),
+        rootless: config::rootless(&global.flags)?,
         hasty: false,
     };
     let options = CreateOptions {
@@ -185,7 +197,8 @@ fn make(
         rootfs: rootfs(&spec, dir),
         created: jiff::Timestamp::now().to_string(),
         annotations: bundle.spec.annotations().clone().unwrap_or_default(),
-        owner: rustix::process::getuid().as_raw(),
+        owner: *owner,
+        rootless: *rootless,
     };
     Ok(Made { created, record, terminal: ours })
 }

@@ -23,7 +23,7 @@ pub(crate) fn exec(global: &Global, verb: &Verb) -> Outcome {
 fn run(global: &Global, verb: &Verb) -> Result<u8> {
     let flags = &verb.flags;
     let id = verb.container(usize::MAX)?;
-    let known = Known::find(global, id)?;
+    let known = Known::find_within(global, id)?;
     let container = match known.status() {
         // runc's words.
         Status::Stopped => bail!("cannot exec in a stopped container"),

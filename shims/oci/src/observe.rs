@@ -122,7 +122,7 @@ fn ensure(good: bool, text: &'static str) -> Result<()> {
 }
 
 pub(crate) fn ps(global: &Global, verb: &Verb) -> Outcome {
-    let known = Known::find(global, verb.container(usize::MAX)?)?;
+    let known = Known::find_within(global, verb.container(usize::MAX)?)?;
     let pids = match &known.container {
         Some(container) => container.pids()?,
         // What it has left behind, without a pid namespace of its own.

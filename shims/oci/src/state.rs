@@ -51,6 +51,9 @@ pub(crate) struct Record {
     pub(crate) annotations: HashMap<String, String>,
     /// The user who made it.
     pub(crate) owner: u32,
+    /// He had no privileges but in its user namespace.
+    #[serde(default)]
+    pub(crate) rootless: bool,
 }
 
 /// Where a container is in its life.
@@ -95,11 +98,19 @@ pub(crate) struct Known {
 pub(crate) fn root(global: &Global) -> PathBuf {
     match global.flags.get("root").filter(|root| !root.is_empty()) {
         Some(root) => PathBuf::from(root),
-        None => match std::env::var_os("XDG_RUNTIME_DIR") {
-            Some(dir) if !rustix::process::geteuid().is_root() => Path::new(&dir).join("knarr-oci"),
-            _ => PathBuf::from("/run/knarr-oci"),
+        None => match std::env::var_os("XDG_RUNTIME_DIR").filter(|_| is_a_users()) {
+            Some(dir) => Path::new(&dir).join("knarr-oci"),
+            None => PathBuf::from("/run/knarr-oci"),
         },
     }
+}
+
+/// Whether the runtime directory of the environment is meant (runc
+/// `shouldHonorXDGRuntimeDir`): not the host's root, nor who says that he is root.
+fn is_a_users() -> bool {
+    !rustix::process::geteuid().is_root()
+        || knarr_sandbox::rootless::contained()
+            && std::env::var_os("USER").is_none_or(|user| user != "root")
 }
 
 /// A name that is one of a file and of a cgroup (runc `validateID`).
@@ -256,6 +267,19 @@ impl Known {
         }
         all.sort_by(|a, b| a.home.id.cmp(&b.home.id));
         Ok(all)
+    }
+
+    /// The same for a verb that works within it: a user without privileges has them
+    /// in its user namespace only, as long as that is there.
+    pub(crate) fn find_within(global: &Global, id: &str) -> Result<Self> {
+        let known = Self::find(global, id)?;
+        match &known.container {
+            Some(container) if known.record.rootless && !rustix::process::geteuid().is_root() => {
+                knarr_sandbox::rootless::rejoin(container.init().pid())?;
+                Self::read(known.home)
+            }
+            _ => Ok(known),
+        }
     }
 
     /// Where it is in its life.

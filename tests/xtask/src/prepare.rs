@@ -10,7 +10,7 @@ use crate::run::{cargo, run};
 pub const DEMO: &[&str] = &["iproute2"];
 
 /// Userlands, a real registry, image tools, a containerd with its own shim and the
-/// plugins of pods' networks, the packet filter's own lister.
+/// plugins of pods' networks, the packet filter's own lister, programs that map users.
 pub const TESTS: &[&str] = &[
     "bsdutils",
     "busybox-static",
@@ -27,6 +27,7 @@ pub const TESTS: &[&str] = &[
     "python3-venv",
     "runc",
     "skopeo",
+    "uidmap",
     "umoci",
 ];
 

@@ -112,13 +112,26 @@ impl Layout {
     }
 
     /// The one that is asked for processes.
-    pub(crate) fn main(&self) -> &Hierarchy {
+    pub(crate) fn main(&self) -> Option<&Hierarchy> {
         match self {
-            Self::V2(unified) => unified,
-            Self::V1 { hierarchies, .. } => hierarchies
-                .iter()
-                .find(|hierarchy| hierarchy.has("freezer"))
-                .unwrap_or(&hierarchies[0]),
+            Self::V2(unified) => Some(unified),
+            Self::V1 { hierarchies, unified } => {
+                let freezer = hierarchies.iter().find(|hierarchy| hierarchy.has("freezer"));
+                freezer.or(hierarchies.first()).or(unified.as_ref())
+            }
+        }
+    }
+
+    /// What is left without the hierarchies that are mounted there.
+    pub(crate) fn without(&self, mounts: &[PathBuf]) -> Self {
+        let open = |hierarchy: &&Hierarchy| !mounts.contains(&hierarchy.mount);
+        match self {
+            Self::V2(one) if open(&one) => self.clone(),
+            Self::V2(_) => Self::V1 { hierarchies: Vec::new(), unified: None },
+            Self::V1 { hierarchies, unified } => Self::V1 {
+                hierarchies: hierarchies.iter().filter(open).cloned().collect(),
+                unified: unified.as_ref().filter(open).cloned(),
+            },
         }
     }
 
@@ -220,7 +233,7 @@ mod tests {
     #[test]
     fn a_hybrid_host_is_understood() {
         let layout = Layout::parse(HYBRID, false).expect("v1");
-        assert_eq!(layout.main().mount, Path::new("/sys/fs/cgroup/freezer"));
+        assert_eq!(layout.main().expect("one of them").mount, Path::new("/sys/fs/cgroup/freezer"));
         assert_eq!(
             layout.with("cpuacct").map(|one| one.mount.as_path()),
             Some(Path::new("/sys/fs/cgroup/cpu,cpuacct"))

@@ -16,6 +16,7 @@ mod v1;
 mod v2;
 
 use std::{
+    borrow::Cow,
     fs::File,
     io,
     os::fd::{AsFd, BorrowedFd},
@@ -38,7 +39,7 @@ use crate::{Error, Failure};
 pub struct Cgroup {
     /// Absolute, as `/knarr/<id>`; relative to each hierarchy's mount point.
     path: PathBuf,
-    layout: &'static Layout,
+    layout: Cow<'static, Layout>,
     /// The v2 group's directory, where there is one.
     unified: Option<File>,
 }
@@ -87,7 +88,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 impl Cgroup {
     /// Makes the group in every hierarchy. It may exist, but not with processes.
     pub fn create(path: &Path) -> Result<Self, Error> {
-        let (cgroup, fresh) = Self::make(path)?;
+        Self::create_in(path, false)
+    }
+
+    /// The same for whoever may not make groups everywhere: `passing_over` those
+    /// hierarchies that do not let him.
+    pub(crate) fn create_in(path: &Path, passing_over: bool) -> Result<Self, Error> {
+        let (cgroup, fresh) = Self::make(path, passing_over)?;
         if fresh.len() < cgroup.layout.hierarchies().count()
             && let Err(error) = cgroup.unused()
         {
@@ -121,18 +128,24 @@ impl Cgroup {
     /// One that systemd has made around the first process, in the hierarchies
     /// that systemd cares for.
     pub(crate) fn adopt(path: &Path) -> Result<Self, Error> {
-        Self::make(path).map(|(cgroup, _)| cgroup)
+        Self::make(path, false).map(|(cgroup, _)| cgroup)
     }
 
     /// The group, and its directories that were not there before.
-    fn make(path: &Path) -> Result<(Self, Vec<PathBuf>), Error> {
+    fn make(path: &Path, passing_over: bool) -> Result<(Self, Vec<PathBuf>), Error> {
         let mut cgroup = Self::open(path)?;
         let mut fresh = Vec::new();
+        let mut closed = Vec::new();
         for hierarchy in cgroup.layout.hierarchies() {
             let made = hierarchy.make(&cgroup.path).map(|new| {
                 fresh.extend(new.then(|| hierarchy.dir(&cgroup.path)));
             });
             if let Err(error) = made {
+                use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+                if passing_over && matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem) {
+                    closed.push(hierarchy.mount.clone());
+                    continue;
+                }
                 let failed = Error::system(
                     format_args!("make cgroup {} in {}", path.display(), hierarchy.mount.display()),
                     error,
@@ -140,6 +153,9 @@ impl Cgroup {
                 let _ = cgroup.remove();
                 return Err(failed);
             }
+        }
+        if !closed.is_empty() {
+            cgroup.layout = Cow::Owned(cgroup.layout.without(&closed));
         }
         if let Some(unified) = cgroup.layout.unified() {
             let dir = unified.dir(&cgroup.path);
@@ -152,7 +168,22 @@ impl Cgroup {
 
     /// The group of that path, made or not: for cleaning up after a crash.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        Ok(Self { path: normalized(path)?, layout: Layout::get()?, unified: None })
+        Ok(Self { path: normalized(path)?, layout: Cow::Borrowed(Layout::get()?), unified: None })
+    }
+
+    /// The same where it may not have been made in every hierarchy.
+    pub(crate) fn open_where_it_is(path: &Path) -> Result<Self, Error> {
+        let mut cgroup = Self::open(path)?;
+        let missing: Vec<PathBuf> = cgroup
+            .layout
+            .hierarchies()
+            .filter(|hierarchy| !hierarchy.dir(&cgroup.path).is_dir())
+            .map(|hierarchy| hierarchy.mount.clone())
+            .collect();
+        if !missing.is_empty() {
+            cgroup.layout = Cow::Owned(cgroup.layout.without(&missing));
+        }
+        Ok(cgroup)
     }
 
     /// Path below each hierarchy's mount point, absolute.
@@ -167,28 +198,28 @@ impl Cgroup {
 
     /// Whether the group of [`Self::born_in`] is the one that `pause` freezes.
     pub(crate) fn freezes_its_newborn(&self) -> bool {
-        matches!(self.layout, Layout::V2(_))
+        matches!(*self.layout, Layout::V2(_))
     }
 
-    /// Directories to show the container as its `/sys/fs/cgroup/<name>`; none
+    /// Directories to show the container as its `/sys/fs/cgroup/<name>`; none at all
     /// on v2, where it mounts cgroup2 itself.
-    pub(crate) fn visible(&self) -> Vec<(String, PathBuf)> {
-        match self.layout {
-            Layout::V2(_) => Vec::new(),
-            Layout::V1 { hierarchies, .. } => hierarchies
-                .iter()
-                .filter_map(|hierarchy| {
+    pub(crate) fn visible(&self) -> Option<Vec<(String, PathBuf)>> {
+        match &*self.layout {
+            Layout::V2(_) => None,
+            Layout::V1 { hierarchies, .. } => {
+                let named = hierarchies.iter().filter_map(|hierarchy| {
                     let name = hierarchy.mount.file_name()?.to_str()?.to_owned();
                     Some((name, hierarchy.dir(&self.path)))
-                })
-                .collect(),
+                });
+                Some(named.collect())
+            }
         }
     }
 
     /// The files by which a process moves itself into the groups of v1, where
     /// nobody is born.
     pub(crate) fn tasks(&self) -> Vec<PathBuf> {
-        match self.layout {
+        match &*self.layout {
             Layout::V2(_) => Vec::new(),
             Layout::V1 { hierarchies, .. } => hierarchies
                 .iter()
@@ -210,7 +241,7 @@ impl Cgroup {
 
     /// Whether it is frozen or about to be.
     pub(crate) fn is_paused(&self) -> bool {
-        match self.layout {
+        match &*self.layout {
             Layout::V1 { .. } => v1::is_frozen(&self.v1()),
             Layout::V2(mount) => v2::is_frozen(&mount.dir(&self.path)),
         }
@@ -218,7 +249,7 @@ impl Cgroup {
 
     /// Sets limits and, with `first`, what devices may be used.
     pub(crate) fn limit(&self, resources: &LinuxResources, first: bool) -> Result<(), Error> {
-        match self.layout {
+        match &*self.layout {
             Layout::V1 { .. } => v1::limit(&self.v1(), resources, first),
             Layout::V2(mount) => v2::limit(&mount.dir(&self.path), resources, first),
         }
@@ -235,7 +266,7 @@ impl Cgroup {
     }
 
     fn freeze(&self, frozen: bool) -> Result<(), Error> {
-        let done = match self.layout {
+        let done = match &*self.layout {
             Layout::V1 { .. } => v1::freeze(&self.v1(), frozen, Instant::now() + PATIENCE),
             Layout::V2(mount) => {
                 v2::freeze(&mount.dir(&self.path), frozen, Instant::now() + PATIENCE)
@@ -247,9 +278,17 @@ impl Cgroup {
         done
     }
 
+    /// Whether there is any group at all: not for everybody's containers.
+    pub(crate) fn is_anywhere(&self) -> bool {
+        self.layout.main().is_some()
+    }
+
     /// Every process, in our own pid namespace.
     pub fn pids(&self) -> Result<Vec<u32>, Error> {
-        files::pids(&self.layout.main().dir(&self.path))
+        match self.layout.main() {
+            Some(main) => files::pids(&main.dir(&self.path)),
+            None => Ok(Vec::new()),
+        }
     }
 
     /// Sends every process a signal.
@@ -291,7 +330,7 @@ impl Cgroup {
             }
             Ok(own.join(path))
         };
-        if let Layout::V1 { hierarchies, .. } = self.layout {
+        if let Layout::V1 { hierarchies, .. } = &*self.layout {
             for hierarchy in hierarchies {
                 unused.retain(|name| !hierarchy.controllers.iter().any(|other| other == name));
                 below.tasks.push(dir(hierarchy, &hierarchy.controllers)?.join("tasks"));
@@ -358,7 +397,7 @@ impl Cgroup {
 
     /// What the group uses.
     pub fn stats(&self) -> Result<TaskStats, Error> {
-        match self.layout {
+        match &*self.layout {
             Layout::V1 { .. } => v1::stats(&self.v1()),
             Layout::V2(mount) => v2::stats(&mount.dir(&self.path)),
         }
@@ -366,14 +405,14 @@ impl Cgroup {
 
     /// How many processes the OOM killer has killed in it.
     pub fn oom_kills(&self) -> u64 {
-        match self.layout {
+        match &*self.layout {
             Layout::V1 { .. } => v1::oom_kills(&self.v1()),
             Layout::V2(mount) => v2::oom_kills(&mount.dir(&self.path)),
         }
     }
 
     fn v1(&self) -> v1::Group<'_> {
-        v1::Group { layout: self.layout, path: &self.path }
+        v1::Group { layout: &self.layout, path: &self.path }
     }
 }
 

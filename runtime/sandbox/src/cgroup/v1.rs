@@ -28,7 +28,8 @@ impl Group<'_> {
         match self.file(controller, file) {
             Some(file) => files::write(&file, value),
             None => {
-                let text = format!("this host has no {controller} controller (cgroup v1)");
+                let text =
+                    format!("there is no {controller} controller (cgroup v1) to write {file}");
                 Err(Error::new(Failure::NotSupported, text))
             }
         }

@@ -54,8 +54,8 @@ pub(crate) struct Context<'a> {
     pub(crate) bound: bool,
     /// Capabilities that can be given at all.
     pub(crate) available: u64,
-    /// Cgroup directories of v1 by name; empty is v2.
-    pub(crate) cgroups: &'a [(String, PathBuf)],
+    /// Cgroup directories of v1 by name; none at all is v2.
+    pub(crate) cgroups: Option<&'a [(String, PathBuf)]>,
     /// The `tasks` files of its cgroups of v1.
     pub(crate) tasks: &'a [PathBuf],
     /// Height and width of its terminal.
@@ -85,12 +85,18 @@ pub(crate) struct Style {
     pub(crate) uncovered: Vec<std::ffi::CString>,
     /// Hooks are waited for before the root is entered.
     pub(crate) holds: bool,
-    /// Where on the host the root lies until then; else over the host's root.
-    pub(crate) place: Option<PathBuf>,
+    /// Where the root filesystem is on the host: what is bound from beneath it is what
+    /// the container has there by then.
+    pub(crate) root: Option<PathBuf>,
+    /// It lies there until it is entered; else over the host's root.
+    pub(crate) placed: bool,
     /// The specification is an operator's, not the engine's.
     pub(crate) foreign: bool,
     /// We have no privileges in our own user namespace.
     pub(crate) unprivileged: bool,
+    /// We are in a user namespace ourselves, which makes no devices and takes no flags
+    /// off the host's mounts.
+    pub(crate) contained: bool,
 }
 
 impl Style {
@@ -105,7 +111,12 @@ impl Style {
     /// hooks, by a kernel that shows a user namespace only a procfs it can see
     /// already, by those whose mounts they are.
     fn late(&self, namespaces: &Namespaces) -> bool {
-        self.holds || self.stays(namespaces) || namespaces.has(namespaces::USER)
+        self.holds || self.stays(namespaces) || self.owned(namespaces)
+    }
+
+    /// Whether what the container is made in belongs to a user namespace.
+    fn owned(&self, namespaces: &Namespaces) -> bool {
+        self.contained || namespaces.has(namespaces::USER)
     }
 
     /// Whether the root is entered without letting go of the mounts around it.
@@ -193,7 +204,7 @@ pub(crate) fn exec(
     process::limits(&mut ops, process)?;
     habits.push(&mut ops);
     process::place(&mut ops, process, context, false)?;
-    process::become_program(&mut ops, process, context)?;
+    process::become_program(&mut ops, process, context, false)?;
     Ok(ops)
 }
 
@@ -231,7 +242,7 @@ fn native(
         mount.destination() == Path::new("/dev") && mount.typ().as_deref() != Some("tmpfs")
     });
     if own_dev {
-        let host = namespaces.has(namespaces::USER);
+        let host = context.style.owned(namespaces);
         devices(&mut ops, linux.devices().as_deref().unwrap_or_default(), host)?;
     }
     names(&mut ops, spec, namespaces)?;
@@ -269,8 +280,7 @@ fn native(
     }
     process::limits(&mut ops, process)?;
     Habits::of(spec)?.push(&mut ops);
-    context.style.ready(&mut ops);
-    process::become_program(&mut ops, process, context)?;
+    process::become_program(&mut ops, process, context, true)?;
     Ok(ops)
 }
 
@@ -336,7 +346,7 @@ fn enter(
     if !clocks.is_empty() {
         ops.push(Op::TimeOffsets { text: knarr_init::wire::Bytes(clocks.as_bytes()) });
     }
-    if namespaces.has(namespaces::USER) {
+    if style.owned(namespaces) {
         // Whoever it was on the host, from here on it is the namespace's root.
         let groups = knarr_init::wire::Bytes(&[]);
         ops.push(Op::Identity { uid: 0, gid: 0, groups });
@@ -359,7 +369,8 @@ fn enter(
     let fd = ops.wish(root);
     if style.late(namespaces) {
         // Hooks look for it where the specification says.
-        let path = style.place.as_deref().map(|path| path.as_os_str().as_encoded_bytes());
+        let path = style.root.as_deref().filter(|_| style.placed);
+        let path = path.map(|path| path.as_os_str().as_encoded_bytes());
         let target = c_string("the root filesystem's path", path.unwrap_or_default())?;
         ops.push(Op::PlaceRoot { fd, target: &target });
     } else {

@@ -306,10 +306,10 @@ fn bind(
         | MountAttr::NODEV
         | MountAttr::NOEXEC
         | MountAttr::NOSYMFOLLOW;
-    let implied = if options.explicit && context.style.foreign && context.maps.is_none() {
-        IMPLIED & !options.set
-    } else {
-        0
+    let owned = context.maps.is_some() || context.style.contained;
+    let implied = match options.explicit && context.style.foreign && !owned {
+        true => IMPLIED & !options.set,
+        false => 0,
     };
     let bind = Bind {
         source,
@@ -318,21 +318,56 @@ fn bind(
         deep_attributes: (options.deep_set, options.deep_clear),
         propagation: options.propagation.unwrap_or((MS_PRIVATE, true)),
     };
-    let Some(deep) = options.mapped else { return attach(ops, bind, mount.destination()) };
-    let maps = match (mount.uid_mappings(), mount.gid_mappings()) {
-        (Some(users), Some(groups)) => IdMaps::of(users, groups),
-        (None, None) => context.maps.clone(),
-        _ => None,
+    let maps = match (options.mapped, mount.uid_mappings(), mount.gid_mappings()) {
+        (None, ..) => None,
+        (Some(deep), Some(users), Some(groups)) => Some((IdMaps::of(users, groups), deep)),
+        (Some(deep), None, None) => Some((context.maps.clone(), deep)),
+        (Some(deep), ..) => Some((None, deep)),
     };
-    let maps = maps.ok_or_else(|| {
-        let text = format!(
-            "mount {}: both user and group mappings are needed",
-            mount.destination().display()
-        );
-        Error::new(Failure::InvalidSpec, text)
-    })?;
-    let fd = ops.wish(Wish::Mapped(bind, maps, deep));
-    ops.push(Op::Attach { fd, target: &container_path(mount.destination())? });
+    let maps = match maps {
+        None => None,
+        Some((Some(maps), deep)) => Some((maps, deep)),
+        Some((None, _)) => {
+            let text = format!(
+                "mount {}: both user and group mappings are needed",
+                mount.destination().display()
+            );
+            return Err(Error::new(Failure::InvalidSpec, text));
+        }
+    };
+    let root = context.style.root.as_deref().filter(|root| *root != Path::new("/"));
+    if let Some(inside) = root.and_then(|root| bind.source.strip_prefix(root).ok()) {
+        let source = container_path(&Path::new("/").join(inside))?;
+        return of_its_own(ops, &source, &bind, maps.as_ref(), mount.destination());
+    }
+    let target = container_path(mount.destination())?;
+    let wish = match maps {
+        Some((maps, deep)) => Wish::Mapped(bind, maps, deep),
+        None => Wish::Bind(bind),
+    };
+    // What an operator lists in an order is in that order.
+    let fd = if context.style.foreign { ops.wish_later(wish) } else { ops.wish(wish) };
+    ops.push(Op::Attach { fd, target: &target });
+    Ok(())
+}
+
+/// Binds what lies beneath the container's own root: what earlier mounts have put there.
+fn of_its_own(
+    ops: &mut Ops,
+    source: &std::ffi::CStr,
+    bind: &Bind,
+    maps: Option<&(IdMaps, bool)>,
+    destination: &Path,
+) -> Result<(), Error> {
+    ops.push(Op::CopyTree { source, recursive: bind.recursive });
+    for (recursive, (set, clear), propagation) in bind.changes().into_iter().flatten() {
+        ops.push(Op::ChangeTree { recursive, set, clear, propagation });
+    }
+    if let Some((maps, deep)) = maps {
+        let (users, groups) = (Bytes(maps.users.as_bytes()), Bytes(maps.groups.as_bytes()));
+        ops.push(Op::MapTree { users, groups, recursive: *deep });
+    }
+    ops.push(Op::AttachTree { target: &container_path(destination)? });
     Ok(())
 }
 
@@ -409,7 +444,7 @@ fn cgroup(
     let destination = mount.destination();
     let target = container_path(destination)?;
     let flags = options.flags;
-    if context.cgroups.is_empty() {
+    let Some(groups) = context.cgroups else {
         ops.push(Op::Mount {
             target: &target,
             kind: c"cgroup2",
@@ -419,7 +454,7 @@ fn cgroup(
             no_symlinks: false,
         });
         return Ok(());
-    }
+    };
     ops.push(Op::Mount {
         target: &target,
         kind: c"tmpfs",
@@ -429,7 +464,7 @@ fn cgroup(
         no_symlinks: false,
     });
     let attributes = options.set | MountAttr::NOSUID | MountAttr::NODEV | MountAttr::NOEXEC;
-    for (name, dir) in context.cgroups {
+    for (name, dir) in groups {
         let bind = Bind {
             source: dir.clone(),
             recursive: false,

@@ -9,6 +9,7 @@ use super::{Context, capabilities};
 use crate::{
     Error, Failure,
     ops::{Ops, Strings, c_string, container_path},
+    seccomp::Filter,
 };
 
 /// First descriptor after the standard streams.
@@ -109,16 +110,26 @@ pub(super) fn limits(ops: &mut Ops, process: &Process) -> Result<(), Error> {
     Ok(())
 }
 
-/// Everything after "go" for a program found by name.
+/// Everything after "go" for a program found by name; where `waits`, "go" is waited for in it.
 pub(super) fn become_program(
     ops: &mut Ops,
     process: &Process,
     context: &Context<'_>,
+    waits: bool,
 ) -> Result<(), Error> {
     let argv = Strings::new("an argument", arguments(process)?)?;
     let env = Strings::new("the environment", environment(process, context)?)?;
+    // Who is asked about the program's calls is told of them at `create`: the
+    // specification has it there.
+    let early = context.filter.is_some_and(Filter::notifies);
+    if waits && !early {
+        context.style.ready(ops);
+    }
     ops.push(Op::Signals {});
     drop_privileges(ops, process, context, context.style.inherited)?;
+    if waits && early {
+        context.style.ready(ops);
+    }
     if context.init {
         ops.push(Op::Fork {});
     }

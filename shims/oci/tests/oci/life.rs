@@ -56,6 +56,17 @@ fn s01_a_created_container_can_be_deleted_and_its_death_is_seen() {
 }
 
 #[test]
+fn s01_a_created_container_ends_when_it_is_asked_to() {
+    for signal in ["TERM", "INT", "HUP"] {
+        let bundle = Bundle::new(&["/bin/true"]);
+        assert_eq!(bundle.create().code, 0);
+        bundle.knarr(&["kill", &bundle.id, signal]).fine();
+        bundle.until("its end", || bundle.status() == "stopped");
+        bundle.verb(&["start"]).failed(1, "has stopped");
+    }
+}
+
+#[test]
 fn s01_a_name_is_given_once() {
     let bundle = Bundle::new(&["/bin/true"]);
     bundle.write();

@@ -6,6 +6,7 @@ mod callers;
 mod engines;
 mod hooks;
 mod life;
+mod rootless;
 mod specification;
 mod streams;
 mod support;

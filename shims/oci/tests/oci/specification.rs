@@ -240,6 +240,62 @@ fn mounts_are_filled_mapped_shared_and_read_only_all_the_way() {
     assert!(!bundle.rootfs("etc/new").exists());
 }
 
+/// Where mounts lie, in the order in which the kernel lists them.
+const LISTED: &str = "while read _ _ _ _ place _; do echo $place; done < /proc/self/mountinfo";
+
+#[test]
+fn mounts_are_listed_in_the_specification_s_order() {
+    let mut bundle = Bundle::script(LISTED);
+    fs::create_dir(bundle.path("tree")).expect("tree");
+    for (place, kind) in
+        [("/one", "tmpfs"), ("/two", "bind"), ("/three", "tmpfs"), ("/four", "bind")]
+    {
+        let options: &[&str] = if kind == "bind" { &["bind"] } else { &[] };
+        mount(
+            &mut bundle,
+            json!({ "destination": place, "type": kind, "source": "tree", "options": options }),
+        );
+    }
+    let listed = bundle.run().fine();
+    let places: Vec<&str> = listed.lines().filter(|place| place.len() < 7).collect();
+    let expected = ["/", "/proc", "/dev", "/sys", "/one", "/two", "/three", "/four"];
+    assert_eq!(places, expected, "{listed}");
+}
+
+#[test]
+fn binds_from_beneath_the_root_are_what_earlier_mounts_have_put_there() {
+    let mut bundle = Bundle::script(
+        "cat /last/x/file; cat /mine/file; stat -c %u /mapped/x/file; echo 2>/dev/null >/last/new || echo read-only",
+    );
+    for name in ["a", "b"] {
+        fs::create_dir(bundle.path(name)).expect("directory");
+        fs::write(bundle.path(name).join("file"), format!("{name}\n")).expect("file");
+    }
+    fs::create_dir(bundle.path("a/x")).expect("x");
+    fs::create_dir(bundle.rootfs("own")).expect("own");
+    fs::write(bundle.rootfs("own/file"), "own\n").expect("file");
+    let (a, b) = (bundle.path("a"), bundle.path("b"));
+    let (root, inside) = (bundle.rootfs(""), |name| bundle.rootfs(name));
+    let map = json!([{ "containerID": 0, "hostID": 1234, "size": 1 }]);
+    // The destination may be named by its path on the host, too.
+    let mounts = [
+        (a, "/first".into(), "rbind", None),
+        (b, "/first/x".into(), "rbind", None),
+        (inside("first"), root.join("last"), "ro", None),
+        (inside("own"), "/mine".into(), "rw", None),
+        (inside("first"), "/mapped".into(), "ridmap", Some(map)),
+    ];
+    for (source, destination, option, map) in mounts {
+        let mut new = json!({ "source": source, "destination": destination, "type": "bind", "options": ["rbind", option] });
+        if let Some(map) = map {
+            new["uidMappings"] = map.clone();
+            new["gidMappings"] = map;
+        }
+        mount(&mut bundle, new);
+    }
+    assert_eq!(bundle.run().fine(), "b\nown\n1234\nread-only\n");
+}
+
 #[test]
 fn seccomp_rules_can_ask_an_agent() {
     let mut bundle = Bundle::script("echo unasked; mkdir /tmp/asked");
@@ -265,8 +321,18 @@ fn seccomp_rules_can_ask_an_agent() {
         // The listener is closed here: whoever asks is told ENOSYS.
         (state, count)
     });
-    let done = bundle.run();
+    // It is told of the filter when the container is created, as the specification has it.
+    assert_eq!(bundle.create().code, 0);
     let (state, count) = agent.join().expect("agent");
+    bundle.verb(&["delete"]).fine();
+    let listener = UnixListener::bind(bundle.path("again")).expect("bind");
+    bundle.config["linux"]["seccomp"]["listenerPath"] = json!(bundle.path("again"));
+    let agent = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("accept");
+        std::io::Read::read(&mut stream, &mut [0; 4096]).expect("state")
+    });
+    let done = bundle.run();
+    agent.join().expect("agent");
     assert_eq!(count, 1);
     assert_eq!(state["metadata"], "for the agent");
     assert_eq!(state["fds"], json!(["seccompFd"]));

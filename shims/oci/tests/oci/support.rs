@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    os::unix::fs::symlink,
+    os::unix::{fs::symlink, process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -16,6 +16,8 @@ pub struct Bundle {
     pub dir: tempfile::TempDir,
     pub id: String,
     pub config: Value,
+    /// Who runs a copy of the program that lies beside the bundle.
+    pub user: Option<u32>,
 }
 
 /// What a call did.
@@ -78,7 +80,7 @@ impl Bundle {
         ] {
             symlink("busybox", rootfs.join("bin").join(name)).expect("link");
         }
-        let mut new = Self { dir, id, config: Value::Null };
+        let mut new = Self { dir, id, config: Value::Null, user: None };
         new.knarr(&["spec", "--bundle", &new.path("").display().to_string()]).fine();
         let text = fs::read(new.path("config.json")).expect("config.json");
         new.config = serde_json::from_slice(&text).expect("config.json");
@@ -104,7 +106,14 @@ impl Bundle {
     }
 
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_knarr-oci"));
+        let mut command = match self.user {
+            None => Command::new(env!("CARGO_BIN_EXE_knarr-oci")),
+            Some(user) => {
+                let mut command = Command::new(self.path("knarr-oci"));
+                command.uid(user).gid(user);
+                command
+            }
+        };
         command.arg("--root").arg(self.path("state")).args(args).current_dir(self.dir.path());
         command.stdin(Stdio::null());
         command
