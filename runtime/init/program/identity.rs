@@ -28,12 +28,8 @@ pub fn bounding(keep: u64) -> Answer<()> {
     Ok(())
 }
 
-pub fn become_user(uid: u32, gid: u32, groups: &[u8]) -> Answer<()> {
+pub fn become_user(uid: u32, gid: u32) -> Answer<()> {
     sys!(PRCTL, PR_SET_KEEPCAPS, 1)?;
-    // None at all only where the namespace does not let us choose.
-    if !groups.is_empty() {
-        sys!(SETGROUPS, groups.len() / 4, groups.as_ptr())?;
-    }
     sys!(SETRESGID, gid, gid, gid)?;
     sys!(SETRESUID, uid, uid, uid)?;
     sys!(PRCTL, PR_SET_KEEPCAPS, 0)?;

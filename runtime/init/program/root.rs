@@ -375,7 +375,12 @@ impl Root {
 
     pub fn mask(&mut self, path: &CStr) -> Answer<()> {
         let Some(place) = self.existing(path)? else { return Ok(()) };
-        if fstat(place)?.mode & S_IFMT == S_IFDIR {
+        let kind = fstat(place)?.mode & S_IFMT;
+        if kind == S_IFLNK {
+            // What is hidden lies elsewhere, and would not be.
+            return Err(ELOOP);
+        }
+        if kind == S_IFDIR {
             if self.empty.mount < 0 {
                 let options = [c"size=0", c"nr_inodes=2", c"ro"].into_iter();
                 self.empty.mount =

@@ -139,7 +139,10 @@ impl Launch {
             Op::Umask { mask } => sys!(UMASK, mask).map(drop),
             Op::Chdir { path, create } => root.chdir(path, create),
             Op::Bounding { keep } => identity::bounding(keep),
-            Op::Identity { uid, gid, groups } => identity::become_user(uid, gid, groups.0),
+            Op::Identity { uid, gid } => identity::become_user(uid, gid),
+            Op::Groups { groups } => {
+                sys!(SETGROUPS, groups.0.len() / 4, groups.0.as_ptr()).map(drop)
+            }
             Op::Capabilities { effective, permitted, inheritable } => {
                 identity::capabilities(effective, permitted, inheritable)
             }

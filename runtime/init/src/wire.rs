@@ -325,7 +325,7 @@ ops! {
         target: &'a CStr
     }
     /// Hides a file behind `/dev/null` or a directory behind an empty read-only
-    /// filesystem; nothing where there is nothing.
+    /// filesystem; nothing where there is nothing, and an error where there is a link.
     Mask = 13 {
         /// Absolute path in the container.
         path: &'a CStr
@@ -403,8 +403,12 @@ ops! {
         /// User.
         uid: u32,
         /// Primary group.
-        gid: u32,
-        /// Supplementary groups, four bytes each.
+        gid: u32
+    }
+    /// Sets the supplementary groups. Before [`Op::Identity`], where the namespace lets anybody
+    /// choose.
+    Groups = 63 {
+        /// Four bytes each.
         groups: Bytes<'a>
     }
     /// Sets the capabilities of the thread.

@@ -42,9 +42,28 @@ fn parse(list: &str) -> Option<CpuSet> {
     Some(set)
 }
 
+/// A list of CPUs as the kernel's tools write it: a bit each, in hexadecimal digits. None
+/// where it is no list.
+pub fn cpu_mask(list: &str) -> Option<String> {
+    let set = parse(list)?;
+    let digits = (0..CpuSet::MAX_CPU / 4).rev().map(|digit| {
+        let bits = (0..4).filter(|bit| set.is_set(digit * 4 + bit));
+        bits.fold(0u32, |value, bit| value | 1 << bit)
+    });
+    let digits = digits.skip_while(|digit| *digit == 0);
+    Some(digits.filter_map(|digit| char::from_digit(digit, 16)).collect())
+}
+
 #[cfg(test)]
 mod tests {
-    use super::parse;
+    use super::{cpu_mask, parse};
+
+    #[test]
+    fn masks_are_hexadecimal() {
+        assert_eq!(cpu_mask("0,1,5").as_deref(), Some("23"));
+        assert_eq!(cpu_mask("64").as_deref(), Some("10000000000000000"));
+        assert_eq!(cpu_mask("x"), None);
+    }
 
     #[test]
     fn lists_are_read() {

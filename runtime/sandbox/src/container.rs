@@ -16,7 +16,7 @@ use rustix::fs::{Mode, OFlags};
 use crate::{
     Cgroup, Child, CreateOptions, Error, ExecManner, Failure, INIT_ANNOTATION, Manner, Stdio,
     copyup,
-    hooks::{Hooks, Moment},
+    hooks::{Guest, Hooks, Inside, Moment},
     launch::{Birth, Launched, launch, oom_score, pid_namespace},
     lsm,
     ops::{IdMaps, Ops, Wish},
@@ -54,6 +54,8 @@ pub struct Container {
     groups: Vec<String>,
     habits: plan::Habits,
     wasm: bool,
+    /// Its specification is an operator's.
+    foreign: bool,
     hooks: Option<Box<Hooks>>,
     teller: Option<Arc<Teller>>,
 }
@@ -104,7 +106,7 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
     let seccomp = seccomp::Choice::of(spec)?;
     let filter = seccomp.filter(process)?;
     let mount_label = lsm::mount_label(spec);
-    lsm::check(process, mount_label)?;
+    lsm::check(process)?;
 
     let unit = Unit::of(spec, id)?;
     let path = cgroup_path(spec, id, unit.as_deref())?;
@@ -156,7 +158,8 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
     let root = wishes::root(rootfs, spec, bundle)?;
     let groups = group_names(spec);
     let contained = rootless::contained();
-    let identity = rootless::identity(identity(Some(root.as_fd()), process, &groups)?)?;
+    let identity = identity(Some(root.as_fd()), process, &groups, manner.foreign)?;
+    let identity = rootless::identity(identity)?;
     let available = available()?;
     let ops = plan::create(
         spec,
@@ -224,7 +227,8 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
         hooks.run(Moment::Prestart, pid, None)?;
         hooks.run(Moment::CreateRuntime, pid, None)?;
         let kinds = exec_kinds(&namespaces);
-        hooks.run(Moment::CreateContainer, pid, Some((&launched.child, kinds)))?;
+        let inside = Inside { init: &launched.child, kinds, guest: None };
+        hooks.run(Moment::CreateContainer, pid, Some(inside))?;
         launched.go()?;
     }
     if !(manner.hasty && hooks.is_none() && terminal.is_none() && !tunes_interfaces(linux)) {
@@ -246,6 +250,7 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
         groups,
         habits: plan::Habits::of(spec)?,
         wasm,
+        foreign: manner.foreign,
         hooks,
         teller,
     };
@@ -311,11 +316,13 @@ fn group_names(spec: &Spec) -> Vec<String> {
     names.map(|names| names.split(',').map(str::to_owned).collect()).unwrap_or_default()
 }
 
-/// Who a process is: by name where the specification has one.
+/// Who a process is: by name where the specification has one. The primary group is among
+/// the others, unless an operator has written them down.
 fn identity(
     root: Option<BorrowedFd<'_>>,
     process: &Process,
     groups: &[String],
+    foreign: bool,
 ) -> Result<Identity, Error> {
     let user = process.user();
     let mut additional = user.additional_gids().clone().unwrap_or_default();
@@ -333,7 +340,12 @@ fn identity(
                 .env()
                 .as_ref()
                 .is_some_and(|env| env.iter().any(|entry| entry.starts_with("HOME=")));
-            user::numeric(root.filter(|_| !has_home), user.uid(), user.gid(), additional)
+            let mut identity =
+                user::numeric(root.filter(|_| !has_home), user.uid(), user.gid(), additional)?;
+            if foreign {
+                identity.groups = Some(additional.to_vec());
+            }
+            Ok(identity)
         }
     }
 }
@@ -419,6 +431,8 @@ impl Container {
             groups: group_names(spec),
             habits: plan::Habits::of(spec)?,
             wasm: plan::is_wasm(spec),
+            // Only such are left by one process for another.
+            foreign: true,
             hooks: Hooks::of(spec, id, bundle)?,
             teller: Teller::of(spec, id, bundle),
         }))
@@ -434,24 +448,77 @@ impl Container {
 
     /// The way from created to running, with the hooks on it.
     fn run_to_exec(&self, launched: &mut Launched, ops: &Ops) -> Result<(), Error> {
-        let hook = |moment, inside| match &self.hooks {
-            Some(hooks) => hooks.run(moment, Some(self.init.pid()), inside),
-            None => Ok(()),
-        };
         launched.await_ready(ops)?;
-        hook(Moment::StartContainer, Some((&self.init, self.kinds)))?;
+        if let Some(hooks) = &self.hooks
+            && let Some(process) = hooks.guest()
+        {
+            self.run_start_hooks(hooks, process)?;
+        }
         if ops.begins_by_itself() {
             launched.go_ahead();
         } else {
             launched.go()?;
         }
         launched.await_exec(ops)?;
-        hook(Moment::Poststart, None)
+        match &self.hooks {
+            Some(hooks) => hooks.run(Moment::Poststart, Some(self.init.pid()), None),
+            None => Ok(()),
+        }
+    }
+
+    /// startContainer hooks are the container's own files: they have its program's rights.
+    fn run_start_hooks(&self, hooks: &Hooks, process: &Process) -> Result<(), Error> {
+        let root = self.root()?;
+        let identity = identity(Some(root.as_fd()), process, &self.groups, self.foreign)?;
+        let filter = self.seccomp.filter_again(process, self.filter.as_ref())?;
+        let available = available()?;
+        let tasks = self.cgroup.tasks();
+        let context = Context {
+            id: &self.id,
+            identity: &rootless::identity(identity)?,
+            filter: filter.as_deref(),
+            bound: false,
+            available,
+            cgroups: None,
+            tasks: &tasks,
+            terminal: None,
+            init: false,
+            maps: None,
+            mount_label: None,
+            style: Style {
+                foreign: self.foreign,
+                unprivileged: available & plan::SYS_ADMIN == 0,
+                no_new_keyring: true,
+                ..Style::default()
+            },
+        };
+        let guest = Guest { process, context: &context, cgroup: self.cgroup.born_in() };
+        let inside = Inside { init: &self.init, kinds: self.kinds, guest: Some(guest) };
+        hooks.run(Moment::StartContainer, Some(self.init.pid()), Some(inside))
+    }
+
+    /// The root of its first process, as long as that is there.
+    fn root(&self) -> Result<OwnedFd, Error> {
+        // The number is ours as long as we have not reaped it, so its files in
+        // procfs are those of the first process.
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = format!("/proc/{}/root", self.init.pid());
+        let root = rustix::fs::open(root, flags, Mode::empty()).map_err(|_| self.gone())?;
+        if self.has_ended() { Err(self.gone()) } else { Ok(root) }
+    }
+
+    fn gone(&self) -> Error {
+        Error::new(Failure::Gone, format!("container {} is not running", self.id))
     }
 
     /// The first process.
     pub fn init(&self) -> &Child {
         &self.init
+    }
+
+    /// The SECCOMP_FILTER_FLAG_* bits of its filter, where it has one and we made it.
+    pub fn seccomp_flags(&self) -> Option<u32> {
+        self.filter.as_ref().map(|filter| filter.flags())
     }
 
     /// Its control group.
@@ -476,29 +543,22 @@ impl Container {
             let text = "a wasm container has no other programs to run";
             return Err(Error::new(Failure::NotSupported, text));
         }
-        // The number is ours as long as we have not reaped it, so its files in
-        // procfs are those of the first process.
-        let gone = || Error::new(Failure::Gone, format!("container {} is not running", self.id));
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = format!("/proc/{}/root", self.init.pid());
-        let root = rustix::fs::open(root, flags, Mode::empty()).map_err(|_| gone())?;
-        if self.has_ended() {
-            return Err(gone());
-        }
+        let root = self.root()?;
         if !manner.even_paused && self.cgroup.is_paused() {
             // Docker's words.
             let text =
                 format!("Container {} is paused, unpause the container before exec", self.id);
             return Err(Error::new(Failure::Gone, text));
         }
-        lsm::check(process, None)?;
+        lsm::check(process)?;
         let ExecManner { inherited, foreign, groups, .. } = manner;
         let below = match &groups[..] {
             [] => None,
             groups => Some(self.cgroup.below(groups)?),
         };
         let own = self.cgroup.tasks();
-        let identity = rootless::identity(identity(Some(root.as_fd()), process, &self.groups)?)?;
+        let identity = identity(Some(root.as_fd()), process, &self.groups, foreign)?;
+        let identity = rootless::identity(identity)?;
         let filter = self.seccomp.filter_again(process, self.filter.as_ref())?;
         let available = available()?;
         let ops = plan::exec(
@@ -536,7 +596,7 @@ impl Container {
             ..Birth::default()
         };
         let mut launched = launch(&birth, &stdio)
-            .map_err(|error| if self.has_ended() { gone() } else { error })?;
+            .map_err(|error| if self.has_ended() { self.gone() } else { error })?;
         drop(stdio);
         let mut undo = Undo { cgroup: None, unit: None, child: Some(launched.child.clone()) };
         match &below {

@@ -10,19 +10,23 @@
 //! environment that the specification gives it and nothing else, and is killed
 //! when its time is over. The first one that fails ends the create or the start;
 //! of poststop hooks each is tried. A hook inside is a launch like any other
-//! process of the container, by knarr-init, but with the runtime's own rights.
+//! process of the container, by knarr-init: one from the host's files with the
+//! runtime's own rights, one from the container's with those of its program and no more.
 
 use std::{
     fs::File,
     io::{Read, Seek, Write},
-    os::{fd::OwnedFd, unix::process::CommandExt},
+    os::{
+        fd::{BorrowedFd, OwnedFd},
+        unix::process::CommandExt,
+    },
     path::{Path, PathBuf},
     process::{Command, ExitStatus as StdStatus},
     time::Duration,
 };
 
 use knarr_init::wire::Op;
-use oci_spec::runtime::{Hook, Spec};
+use oci_spec::runtime::{Hook, Process, Spec};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::MemfdFlags,
@@ -34,6 +38,7 @@ use crate::{
     Child, Error, Failure, Stdio,
     launch::{Birth, launch},
     ops::{Ops, Strings, Wish, c_string},
+    plan::{self, Context},
 };
 
 /// When a hook is run.
@@ -71,6 +76,26 @@ impl Moment {
     }
 }
 
+/// Where a hook inside is run.
+#[derive(Clone, Copy)]
+pub(crate) struct Inside<'a> {
+    /// Whose namespaces it joins.
+    pub(crate) init: &'a Child,
+    /// The kinds of these.
+    pub(crate) kinds: u32,
+    /// As whom, where not as who we are.
+    pub(crate) guest: Option<Guest<'a>>,
+}
+
+/// A hook from the container's own files: whoever made the image has made it.
+#[derive(Clone, Copy)]
+pub(crate) struct Guest<'a> {
+    pub(crate) process: &'a Process,
+    pub(crate) context: &'a Context<'a>,
+    /// The directory of its cgroup2.
+    pub(crate) cgroup: Option<BorrowedFd<'a>>,
+}
+
 /// The hooks of a container, and what they are told.
 #[derive(Debug)]
 pub(crate) struct Hooks {
@@ -79,7 +104,9 @@ pub(crate) struct Hooks {
     id: String,
     bundle: PathBuf,
     annotations: serde_json::Value,
-    /// The program's, which startContainer hooks without one of their own have.
+    /// The program, whose rights startContainer hooks have.
+    process: Option<Process>,
+    /// Its environment, for those without one of their own.
     environment: Vec<String>,
     /// Where createContainer hooks begin.
     root: PathBuf,
@@ -112,6 +139,7 @@ impl Hooks {
             id: id.to_owned(),
             bundle: bundle.to_owned(),
             annotations: json!(spec.annotations().clone().unwrap_or_default()),
+            process: spec.process().clone(),
             environment: environment(spec),
             root: spec.root().as_ref().map(|root| bundle.join(root.path())).unwrap_or_default(),
         })))
@@ -127,13 +155,17 @@ impl Hooks {
         [Prestart, CreateRuntime, CreateContainer].iter().any(|one| !self.list(*one).is_empty())
     }
 
-    /// Runs those of a moment; `inside` is the process whose namespaces they
-    /// join and the kinds of these.
+    /// The program that startContainer hooks are run as, where there are any.
+    pub(crate) fn guest(&self) -> Option<&Process> {
+        self.process.as_ref().filter(|_| !self.list(Moment::StartContainer).is_empty())
+    }
+
+    /// Runs those of a moment.
     pub(crate) fn run(
         &self,
         moment: Moment,
         pid: Option<u32>,
-        inside: Option<(&Child, u32)>,
+        inside: Option<Inside<'_>>,
     ) -> Result<(), Error> {
         let hooks = self.list(moment);
         if hooks.is_empty() {
@@ -154,14 +186,14 @@ impl Hooks {
         for (number, hook) in hooks.iter().enumerate() {
             let done = match inside {
                 None => self.outside(hook, &state),
-                Some((init, kinds)) => {
+                Some(inside) => {
                     // Both as runc, where they are not written down.
                     let (dir, env) = match moment {
                         Moment::StartContainer => (Path::new("/"), &self.environment[..]),
                         _ => (&*self.root, &[][..]),
                     };
                     let env = hook.env().as_deref().unwrap_or(env);
-                    run_inside(hook, &state, (init, kinds), dir, env)
+                    run_inside(hook, &state, inside, dir, env)
                 }
             };
             if let Err(why) = done {
@@ -213,11 +245,11 @@ fn environment(spec: &Spec) -> Vec<String> {
     all
 }
 
-/// A launch that joins the container and runs the hook as who we are.
+/// A launch that joins the container and runs the hook.
 fn run_inside(
     hook: &Hook,
     state: &str,
-    (init, kinds): (&Child, u32),
+    Inside { init, kinds, guest }: Inside<'_>,
     dir: &Path,
     env: &[String],
 ) -> Result<(), String> {
@@ -234,16 +266,28 @@ fn run_inside(
         let candidates = Strings::new("a hook's path", [&path])?;
         let (argv, env) =
             (Strings::new("a hook's argument", &args)?, Strings::new("a hook's environment", env)?);
+        let dir = c_string("a hook's directory", dir.as_os_str().as_encoded_bytes())?;
         let mut ops = Ops::default();
+        if let Some(guest) = guest {
+            plan::join_cgroups(&mut ops, guest.context);
+        }
         let fd = ops.wish(Wish::Container);
         ops.push(Op::Setns { fd, kinds });
-        let dir = c_string("a hook's directory", dir.as_os_str().as_encoded_bytes())?;
         ops.push(Op::Chdir { path: &dir, create: false });
         ops.push(Op::Lookup { candidates: candidates.list() });
-        ops.push(Op::CloseFrom { first: 3 });
         ops.push(Op::Signals {});
+        match guest {
+            Some(Guest { process, context, .. }) => {
+                plan::drop_privileges(&mut ops, process, context)?;
+            }
+            None => ops.push(Op::CloseFrom { first: 3 }),
+        }
         ops.push(Op::Exec { argv: argv.list(), env: env.list() });
-        let birth = Birth { pid_namespace: Some(init.pidfd()), ..Birth::default() };
+        let birth = Birth {
+            pid_namespace: Some(init.pidfd()),
+            cgroup: guest.and_then(|guest| guest.cgroup),
+            ..Birth::default()
+        };
         let mut launched = launch(&birth, &stdio)?;
         launched.send(&ops, |wish| match wish {
             Wish::Container => Some(
@@ -264,7 +308,7 @@ fn run_inside(
     }
     let status = child.wait_blocking().map_err(|error| error.to_string())?;
     let end = || match status.signal {
-        Some(signal) => format!("signal {signal}"),
+        Some(signal) => name_of(signal.into()),
         None => format!("exit status {}", status.code),
     };
     judge(status.code == 0, end, &words)
@@ -296,9 +340,24 @@ fn judge(good: bool, end: impl FnOnce() -> String, words: &File) -> Result<(), S
 fn end_of(status: StdStatus) -> String {
     use std::os::unix::process::ExitStatusExt;
     match status.signal() {
-        Some(signal) => format!("signal {signal}"),
+        Some(signal) => name_of(signal),
         None => format!("exit status {}", status.code().unwrap_or_default()),
     }
+}
+
+/// A signal's name, in the words of runc's messages where they are often met.
+fn name_of(signal: i32) -> String {
+    use nix::sys::signal::Signal;
+    let name = match Signal::try_from(signal) {
+        Ok(Signal::SIGKILL) => "killed",
+        Ok(Signal::SIGTERM) => "terminated",
+        Ok(Signal::SIGABRT) => "aborted",
+        Ok(Signal::SIGSEGV) => "segmentation fault",
+        Ok(Signal::SIGSYS) => "bad system call",
+        Ok(other) => other.as_str(),
+        Err(_) => return format!("signal: {signal}"),
+    };
+    format!("signal: {name}")
 }
 
 /// What a hook wrote, as much of it as belongs in a message.

@@ -39,7 +39,7 @@ use rustix::{
 use crate::{
     Child, Error, Failure, Stdio,
     error::describe,
-    ops::{IdMaps, Ops, Wish, show},
+    ops::{IdMaps, Ops, Owners, Wish, show},
     plan::{NET, Namespaces, PidNamespace, USER},
     rootless,
     teller::Teller,
@@ -343,8 +343,8 @@ impl Launched {
             return Err(self.broken("a mount that nobody asked for", Errno::PROTO));
         };
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let maps = IdMaps { users: text(users.0), groups: text(groups.0) };
-        userns::map(mount.as_fd(), &maps, recursive, "a mount of its own")?;
+        let owners = Owners::Maps(IdMaps { users: text(users.0), groups: text(groups.0) });
+        userns::map(mount.as_fd(), &owners, recursive, "a mount of its own")?;
         self.go()
     }
 
@@ -508,7 +508,8 @@ fn sentence(ops: &Ops, frame: Frame) -> Error {
             Error::system(format_args!("make {:?} read-only", show(path)), errno)
         }
         Op::Terminal { .. } => Error::system("open a terminal", errno),
-        Op::Identity { uid, gid, .. } => {
+        Op::Groups { .. } => Error::system("set the supplementary groups", errno),
+        Op::Identity { uid, gid } => {
             Error::system(format_args!("become user {uid}, group {gid}"), errno)
         }
         Op::Scheduler { .. } if errno == Errno::PERM => {

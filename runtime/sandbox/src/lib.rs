@@ -60,13 +60,14 @@ mod user;
 mod userns;
 mod wishes;
 
+pub use affinity::cpu_mask;
 pub use cgroup::{Cgroup, SubGroup};
 pub use child::{Child, ExitStatus};
 pub use container::{
     Container, Created, Left, cgroup_of, clean_up, clean_up_after, create, create_with,
 };
 pub use error::{Error, Failure};
-pub use lsm::apparmor;
+pub use lsm::{apparmor, selinux};
 pub use options::{
     CreateOptions, ExecManner, INIT_ANNOTATION, Manner, RootfsMount, SECCOMP_ANNOTATION,
     SYSTEMD_ANNOTATION, Stdio,

@@ -25,13 +25,15 @@ pub(crate) fn label(process: &Process) -> Option<&str> {
     process.selinux_label().as_deref().filter(|label| !label.is_empty())
 }
 
-/// The SELinux label of a container's own filesystems.
+/// The SELinux label of a container's own filesystems, where the host knows labels: where
+/// it does not, nobody asks for one of a file.
 pub(crate) fn mount_label(spec: &Spec) -> Option<&str> {
-    spec.linux().as_ref()?.mount_label().as_deref().filter(|label| !label.is_empty())
+    let label = spec.linux().as_ref()?.mount_label().as_deref();
+    label.filter(|label| !label.is_empty() && selinux())
 }
 
 /// Refuses what this host does not have.
-pub(crate) fn check(process: &Process, mount_label: Option<&str>) -> Result<(), Error> {
+pub(crate) fn check(process: &Process) -> Result<(), Error> {
     if let Some(profile) = profile(process)
         && !apparmor()
     {
@@ -40,7 +42,7 @@ pub(crate) fn check(process: &Process, mount_label: Option<&str>) -> Result<(), 
         );
         return Err(Error::new(Failure::NotSupported, text));
     }
-    if (label(process).is_some() || mount_label.is_some()) && !selinux() {
+    if label(process).is_some() && !selinux() {
         // runc's words.
         let text = "selinux label is specified in config, but selinux is disabled or not supported";
         return Err(Error::new(Failure::NotSupported, text));
@@ -55,7 +57,7 @@ pub fn apparmor() -> bool {
 
 /// Whether the host has SELinux and a policy for it; without one everything is
 /// of the label `kernel`.
-fn selinux() -> bool {
+pub fn selinux() -> bool {
     Path::new(SELINUX).join("enforce").exists()
         && fs::read("/proc/self/attr/current")
             .is_ok_and(|label| !label.starts_with(b"kernel") || label.contains(&b':'))

@@ -38,7 +38,7 @@ pub(crate) enum Wish {
     /// Where the caller lets it wait.
     Listener,
     /// The same as [`Wish::Bind`], with owners mapped, also beneath.
-    Mapped(Bind, IdMaps, bool),
+    Mapped(Bind, Owners, bool),
     /// A new tmpfs with what the root filesystem has at its place.
     Copied {
         /// Absolute path in the container.
@@ -94,6 +94,15 @@ pub(crate) struct IdMaps {
     pub(crate) users: String,
     /// Groups.
     pub(crate) groups: String,
+}
+
+/// Whose numbers the owners of a mount's files are mapped to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Owners {
+    /// Those of these maps.
+    Maps(IdMaps),
+    /// Those of a user namespace that is there.
+    Namespace(PathBuf),
 }
 
 /// A launch: pure data until the executor opens the descriptors.

@@ -133,10 +133,10 @@ pub(crate) fn identity(identity: Identity) -> Result<Identity, Error> {
     if !denied {
         return Ok(identity);
     }
-    if identity.groups.iter().any(|group| *group != identity.gid) {
+    if identity.groups.iter().flatten().any(|group| *group != identity.gid) {
         // runc's words.
         let text = "cannot set any additional groups in a rootless container";
         return Err(Error::new(Failure::InvalidSpec, text));
     }
-    Ok(Identity { groups: Vec::new(), ..identity })
+    Ok(Identity { groups: None, ..identity })
 }

@@ -42,7 +42,7 @@ pub fn resolve_user(root: BorrowedFd<'_>, user: &str) -> Result<ResolvedUser, Er
     Ok(ResolvedUser {
         uid: identity.uid,
         gid: identity.gid,
-        groups: identity.groups,
+        groups: identity.groups.unwrap_or_default(),
         home: identity.home,
     })
 }
@@ -89,7 +89,7 @@ pub(crate) fn resolve(
     groups.dedup();
     groups.truncate(MAX_GROUPS);
     let home = entry.map(|entry| entry.home).filter(|home| home.starts_with('/'));
-    Ok(Identity { uid, gid, groups, home })
+    Ok(Identity { uid, gid, groups: Some(groups), home })
 }
 
 /// The numbers of groups by their names.
@@ -129,7 +129,7 @@ pub(crate) fn numeric(
         let entry = text.lines().find_map(|line| passwd(line, &Name::Number(uid)))?;
         Some(entry.home).filter(|home| home.starts_with('/'))
     });
-    Ok(Identity { uid, gid, groups, home })
+    Ok(Identity { uid, gid, groups: Some(groups), home })
 }
 
 enum Name<'a> {

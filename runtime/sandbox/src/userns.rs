@@ -15,7 +15,7 @@ use oci_spec::runtime::{LinuxIdMapping, Spec};
 
 use crate::{
     Error, Failure,
-    ops::{Bind, IdMaps},
+    ops::{Bind, IdMaps, Owners, Wish},
     plan::{Namespaces, USER},
     wishes,
 };
@@ -106,20 +106,23 @@ fn ask(program: &str, pid: u32, map: &str, refused: io::Error) -> Result<(), Err
 }
 
 /// A bind mount whose owners are mapped.
-pub(crate) fn mapped(bind: &Bind, maps: &IdMaps, deep: bool) -> Result<OwnedFd, Error> {
+pub(crate) fn mapped(bind: &Bind, owners: &Owners, deep: bool) -> Result<OwnedFd, Error> {
     let mount = wishes::bind(bind)?;
-    map(mount.as_fd(), maps, deep, bind.source.display())?;
+    map(mount.as_fd(), owners, deep, bind.source.display())?;
     Ok(mount)
 }
 
 /// Maps the owners of a detached mount; `what` it is, for the words of an error.
 pub(crate) fn map(
     mount: BorrowedFd<'_>,
-    maps: &IdMaps,
+    owners: &Owners,
     deep: bool,
     what: impl fmt::Display,
 ) -> Result<(), Error> {
-    let namespace = maps.namespace()?;
+    let namespace = match owners {
+        Owners::Maps(maps) => maps.namespace()?,
+        Owners::Namespace(path) => wishes::open(&Wish::Namespace(path.clone()))?,
+    };
     mount_setattr(mount, deep, &MountAttr::idmapped(namespace.as_fd()))
         .map_err(|errno| Error::system(format_args!("map the owners of {what}"), errno))
 }

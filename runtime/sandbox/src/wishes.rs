@@ -48,7 +48,7 @@ pub(crate) fn open(wish: &Wish) -> Result<OwnedFd, Error> {
             }
             bind(wish)
         }
-        Wish::Mapped(wish, maps, deep) => userns::mapped(wish, maps, *deep),
+        Wish::Mapped(wish, owners, deep) => userns::mapped(wish, owners, *deep),
         Wish::Data(bytes) => sealed("knarr-data", bytes.as_bytes(), false),
     }
 }
@@ -205,7 +205,16 @@ pub(crate) fn terminal(rows: u16, cols: u16) -> Result<(Stdio, Option<OwnedFd>),
 /// The root filesystem as a detached mount.
 pub(crate) fn root(mounts: &[RootfsMount], spec: &Spec, bundle: &Path) -> Result<OwnedFd, Error> {
     match mounts {
-        [] => bind(&plain(root_path(spec, bundle)?, true)),
+        [] => {
+            let mut wish = plain(root_path(spec, bundle)?, true);
+            let linux = spec.linux().as_ref();
+            let propagation = linux.and_then(|linux| linux.rootfs_propagation().as_deref());
+            if matches!(propagation, Some("slave" | "rslave")) {
+                // What the host mounts there later arrives.
+                wish.propagation.0 = 1 << 19;
+            }
+            bind(&wish)
+        }
         [one] if one.kind == "overlay" => overlay::mount(&one.options),
         [one] if matches!(one.kind.as_str(), "bind" | "none" | "") => {
             let has = |name: &str| one.options.iter().any(|option| option == name);

@@ -64,6 +64,10 @@ pub(crate) fn bundle(global: &Global, flags: &Flags) -> Result<Bundle> {
     if let Some(text) = spec.process().as_ref().and_then(unraised) {
         global.log.warning(&text);
     }
+    let label = spec.linux().as_ref().and_then(|linux| linux.mount_label().as_deref());
+    if label.is_some_and(|label| !label.is_empty()) && !knarr_sandbox::selinux() {
+        global.log.warning("mountLabel is ignored: this host has no SELinux");
+    }
     absolute_sources(&mut spec, &dir);
     let owner = rustix::process::getuid().as_raw();
     Ok(Bundle { dir, text, spec, owner, rootless: false })

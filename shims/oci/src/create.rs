@@ -177,6 +177,9 @@ fn make(
         .context("unable to start container process")?;
     let pid = created.pid();
     global.log.debug(&format!("process {pid} of container {} is ready", home.id));
+    if let Some(flags) = created.container().seccomp_flags() {
+        global.log.debug(&format!("seccomp filter flags: {flags}"));
+    }
     let mut ours = None;
     if let Some(master) = created.console() {
         match console {

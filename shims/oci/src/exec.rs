@@ -52,6 +52,10 @@ fn run(global: &Global, verb: &Verb) -> Result<u8> {
         .exec_with(&process, streams::stdio(&console, size)?, manner)
         .context("unable to start container process")?;
     global.log.debug(&format!("process {} of container {id} runs", child.pid()));
+    let cpus = process.exec_cpu_affinity().as_ref().and_then(|cpus| cpus.initial().as_deref());
+    if let Some(mask) = cpus.and_then(knarr_sandbox::cpu_mask) {
+        global.log.debug(&format!("process {}: affinity: 0x{mask}", child.pid()));
+    }
     let mut ours = None;
     if let Some(master) = master {
         match console {

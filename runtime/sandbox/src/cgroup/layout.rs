@@ -189,17 +189,27 @@ impl Hierarchy {
         Err(io::ErrorKind::NotFound.into())
     }
 
+    /// A new group of cpuset has no CPUs and takes no process until it is given some; nor may
+    /// it have what those above it have not been given.
+    fn give_processors(&self, dir: &Path) -> io::Result<()> {
+        let has = fs::read(dir.join("cpuset.cpus"))?;
+        let Some(parent) = dir.parent().filter(|_| dir != self.mount) else { return Ok(()) };
+        if !has.trim_ascii().is_empty() {
+            return Ok(());
+        }
+        self.give_processors(parent)?;
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            fs::write(dir.join(file), fs::read(parent.join(file))?)?;
+        }
+        // What is made below gets its CPUs without being asked.
+        let _ = fs::write(dir.join("cgroup.clone_children"), "1");
+        Ok(())
+    }
+
     /// What a new group needs before it takes a process.
     fn furnish(&self, dir: &Path) -> io::Result<()> {
-        if self.has("cpuset") && fs::read(dir.join("cpuset.cpus"))?.trim_ascii().is_empty() {
-            // A new group has no CPUs and takes no process until it is given some.
-            for file in ["cpuset.cpus", "cpuset.mems"] {
-                if let Some(parent) = dir.parent() {
-                    fs::write(dir.join(file), fs::read(parent.join(file))?)?;
-                }
-            }
-            // What is made below gets its CPUs without being asked.
-            let _ = fs::write(dir.join("cgroup.clone_children"), "1");
+        if self.has("cpuset") {
+            self.give_processors(dir)?;
         }
         if self.unified
             && let Some(parent) = dir.parent()

@@ -78,14 +78,18 @@ pub(super) fn limit(
     if let Some(cpu) = resources.cpu() {
         quota(group, cpu.period(), cpu.quota(), cpu.burst())?;
         let text = |number: Option<u64>| number.filter(|n| *n != 0).map(|n| n.to_string());
-        let pairs: [(&str, &str, Option<String>); 6] = [
+        fitting(
+            group,
+            [
+                ("cpu.rt_period_us", text(cpu.realtime_period())),
+                (
+                    "cpu.rt_runtime_us",
+                    cpu.realtime_runtime().filter(|n| *n != 0).map(|n| n.to_string()),
+                ),
+            ],
+        )?;
+        let pairs: [(&str, &str, Option<String>); 4] = [
             ("cpu", "cpu.shares", text(cpu.shares())),
-            ("cpu", "cpu.rt_period_us", text(cpu.realtime_period())),
-            (
-                "cpu",
-                "cpu.rt_runtime_us",
-                cpu.realtime_runtime().filter(|n| *n != 0).map(|n| n.to_string()),
-            ),
             ("cpu", "cpu.idle", cpu.idle().map(|n| n.to_string())),
             ("cpuset", "cpuset.cpus", cpu.cpus().clone().filter(|list| !list.is_empty())),
             ("cpuset", "cpuset.mems", cpu.mems().clone().filter(|list| !list.is_empty())),
@@ -157,11 +161,24 @@ fn quota(
     quota: Option<i64>,
     burst: Option<u64>,
 ) -> Result<(), Error> {
-    let period = period.filter(|n| *n != 0).map(|n| ("cpu.cfs_period_us", n.to_string()));
-    let quota = quota.filter(|n| *n != 0).map(|n| ("cpu.cfs_quota_us", n.to_string()));
-    let burst = burst.map(|n| ("cpu.cfs_burst_us", n.to_string()));
+    let period = period.filter(|n| *n != 0).map(|n| n.to_string());
+    let quota = quota.filter(|n| *n != 0).map(|n| n.to_string());
+    let burst = burst.map(|n| n.to_string());
+    fitting(
+        group,
+        [("cpu.cfs_burst_us", burst), ("cpu.cfs_period_us", period), ("cpu.cfs_quota_us", quota)],
+    )
+}
+
+/// Values of the cpu controller each of which must fit the others: what is refused first
+/// is written once more when those behind it are there.
+fn fitting<const N: usize>(
+    group: &Group<'_>,
+    values: [(&str, Option<String>); N],
+) -> Result<(), Error> {
     let mut again = Vec::new();
-    for (file, value) in [burst, period, quota].into_iter().flatten() {
+    let given = values.into_iter().filter_map(|(file, value)| Some((file, value?)));
+    for (file, value) in given {
         if group.set("cpu", file, &value).is_err() {
             again.push((file, value));
         }

@@ -11,10 +11,12 @@
 //! 4. read-only and masked paths;
 //! 5. working directory (made if missing, so the root becomes read-only only
 //!    after it) and executable are looked up, so that their absence is an error
-//!    of `create`; limits; **ready**, wait for go;
-//! 6. keyring, umask, bounding set, identity, capabilities, descriptors closed,
-//!    signals, filter, exec. `SYS_ADMIN` stays until the filter is loaded where
-//!    no_new_privs is not set: the kernel wants one of the two.
+//!    of `create`; limits;
+//! 6. signals, keyring, umask, bounding set, identity, descriptors closed, capabilities:
+//!    what the kernel refuses of these is an error of `create`, too; **ready**, wait
+//!    for go;
+//! 7. filter, exec. `SYS_ADMIN` stays until the filter is loaded where no_new_privs is
+//!    not set: the kernel wants one of the two.
 
 mod capabilities;
 mod habits;
@@ -208,6 +210,15 @@ pub(crate) fn exec(
     Ok(ops)
 }
 
+/// Gives up what a program of the container's is not to have.
+pub(crate) fn drop_privileges(
+    ops: &mut Ops,
+    process: &Process,
+    context: &Context<'_>,
+) -> Result<(), Error> {
+    process::drop_privileges(ops, process, context, 0, false)
+}
+
 fn required<T>(value: Option<T>, name: &str) -> Result<T, Error> {
     value
         .ok_or_else(|| Error::new(Failure::InvalidSpec, format!("the specification has no {name}")))
@@ -252,7 +263,8 @@ fn native(
     }
     let_go(&mut ops, style, namespaces);
     for path in linux.readonly_paths().iter().flatten() {
-        ops.push(Op::ReadOnly { path: &container_path(Path::new(path))? });
+        // One that is not absolute begins at the root (as runc).
+        ops.push(Op::ReadOnly { path: &container_path(&Path::new("/").join(path))? });
     }
     let mut masked = std::collections::HashSet::new();
     for path in linux.masked_paths().iter().flatten().filter(|path| masked.insert(path.as_str())) {
@@ -285,7 +297,7 @@ fn native(
 }
 
 /// Before anything else: a cgroup namespace shows the groups of who makes it.
-fn join_cgroups(ops: &mut Ops, context: &Context<'_>) {
+pub(crate) fn join_cgroups(ops: &mut Ops, context: &Context<'_>) {
     for tasks in context.tasks {
         let fd = ops.wish(Wish::Tasks(tasks.clone()));
         ops.push(Op::JoinCgroup { fd });
@@ -348,8 +360,7 @@ fn enter(
     }
     if style.owned(namespaces) {
         // Whoever it was on the host, from here on it is the namespace's root.
-        let groups = knarr_init::wire::Bytes(&[]);
-        ops.push(Op::Identity { uid: 0, gid: 0, groups });
+        ops.push(Op::Identity { uid: 0, gid: 0 });
     }
     ops.push(Op::Setsid {});
     // The host's mounts are never ours to share; as slaves they may follow the

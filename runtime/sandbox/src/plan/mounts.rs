@@ -12,7 +12,7 @@ use oci_spec::runtime::Mount;
 use super::{Context, MS_PRIVATE, MS_SHARED, MS_SLAVE, MS_UNBINDABLE, Namespaces, namespaces};
 use crate::{
     Error, Failure,
-    ops::{Bind, IdMaps, Ops, Strings, Wish, c_string, container_path},
+    ops::{Bind, IdMaps, Ops, Owners, Strings, Wish, c_string, container_path},
 };
 
 const MS_RDONLY: u64 = 1;
@@ -128,10 +128,14 @@ impl Options {
                 if let Some((_, flag, attribute, sets)) = find(option) {
                     self.explicit = true;
                     change(&mut self.flags, *flag, *sets);
-                    let atime = attribute & MountAttr::ATIME != 0 || option == "relatime";
+                    // What is said of access times is all that is said of them.
+                    let times = MountAttr::ATIME | MountAttr::NODIRATIME;
+                    if *sets && (attribute & times != 0 || option == "relatime") {
+                        self.clear |= times;
+                    }
                     change(&mut self.set, *attribute, *sets);
                     change(&mut self.clear, *attribute, !*sets);
-                    if atime {
+                    if attribute & MountAttr::ATIME != 0 {
                         self.clear |= MountAttr::ATIME;
                     }
                 } else if let Some((_, _, attribute, sets)) = deep.and_then(find) {
@@ -203,7 +207,7 @@ pub(super) fn all(
             guard_proc(mount.destination(), kind)?;
         }
         match kind {
-            _ if options.bind => bind(ops, mount, &options, context)?,
+            _ if options.bind => bind(ops, mount, &options, namespaces, context)?,
             "proc" => {
                 let source = mount.source().as_ref().map(|source| source.to_string_lossy());
                 let mut all = options.data.clone();
@@ -232,10 +236,15 @@ fn is_procfs(source: Option<&Path>) -> bool {
 }
 
 /// One bind or tmpfs, wherever it is to be.
-pub(super) fn one(ops: &mut Ops, mount: &Mount, context: &Context<'_>) -> Result<(), Error> {
+pub(super) fn one(
+    ops: &mut Ops,
+    mount: &Mount,
+    namespaces: &Namespaces,
+    context: &Context<'_>,
+) -> Result<(), Error> {
     let options = Options::parse(mount)?;
     match mount.typ().as_deref() {
-        _ if options.bind => bind(ops, mount, &options, context),
+        _ if options.bind => bind(ops, mount, &options, namespaces, context),
         Some("tmpfs") => filesystem(ops, mount, "tmpfs", &options, context),
         other => {
             let kind = other.unwrap_or("none");
@@ -291,6 +300,7 @@ fn bind(
     ops: &mut Ops,
     mount: &Mount,
     options: &Options,
+    namespaces: &Namespaces,
     context: &Context<'_>,
 ) -> Result<(), Error> {
     let Some(source) = mount.source().clone().filter(|source| source.is_absolute()) else {
@@ -307,7 +317,8 @@ fn bind(
         | MountAttr::NOEXEC
         | MountAttr::NOSYMFOLLOW;
     let owned = context.maps.is_some() || context.style.contained;
-    let implied = match options.explicit && context.style.foreign && !owned {
+    let implied = match options.explicit && context.style.foreign {
+        true if owned => MountAttr::NOSYMFOLLOW & !options.set,
         true => IMPLIED & !options.set,
         false => 0,
     };
@@ -318,31 +329,18 @@ fn bind(
         deep_attributes: (options.deep_set, options.deep_clear),
         propagation: options.propagation.unwrap_or((MS_PRIVATE, true)),
     };
-    let maps = match (options.mapped, mount.uid_mappings(), mount.gid_mappings()) {
-        (None, ..) => None,
-        (Some(deep), Some(users), Some(groups)) => Some((IdMaps::of(users, groups), deep)),
-        (Some(deep), None, None) => Some((context.maps.clone(), deep)),
-        (Some(deep), ..) => Some((None, deep)),
-    };
-    let maps = match maps {
+    let owners = match options.mapped {
         None => None,
-        Some((Some(maps), deep)) => Some((maps, deep)),
-        Some((None, _)) => {
-            let text = format!(
-                "mount {}: both user and group mappings are needed",
-                mount.destination().display()
-            );
-            return Err(Error::new(Failure::InvalidSpec, text));
-        }
+        Some(deep) => Some((owners(mount, namespaces, context)?, deep)),
     };
     let root = context.style.root.as_deref().filter(|root| *root != Path::new("/"));
     if let Some(inside) = root.and_then(|root| bind.source.strip_prefix(root).ok()) {
         let source = container_path(&Path::new("/").join(inside))?;
-        return of_its_own(ops, &source, &bind, maps.as_ref(), mount.destination());
+        return of_its_own(ops, &source, &bind, owners.as_ref(), mount.destination());
     }
     let target = container_path(mount.destination())?;
-    let wish = match maps {
-        Some((maps, deep)) => Wish::Mapped(bind, maps, deep),
+    let wish = match owners {
+        Some((owners, deep)) => Wish::Mapped(bind, owners, deep),
         None => Wish::Bind(bind),
     };
     // What an operator lists in an order is in that order.
@@ -351,21 +349,46 @@ fn bind(
     Ok(())
 }
 
+/// Whose a mapped mount's files are: by its own maps, or those of the container.
+fn owners(mount: &Mount, namespaces: &Namespaces, context: &Context<'_>) -> Result<Owners, Error> {
+    let maps = match (mount.uid_mappings(), mount.gid_mappings(), &namespaces.user) {
+        (Some(users), Some(groups), _) => IdMaps::of(users, groups),
+        (None, None, Some(path)) => return Ok(Owners::Namespace(path.clone())),
+        (None, None, None) => context.maps.clone(),
+        _ => None,
+    };
+    maps.map(Owners::Maps).ok_or_else(|| {
+        let place = mount.destination().display();
+        let text = format!("mount {place}: both user and group mappings are needed");
+        Error::new(Failure::InvalidSpec, text)
+    })
+}
+
 /// Binds what lies beneath the container's own root: what earlier mounts have put there.
 fn of_its_own(
     ops: &mut Ops,
     source: &std::ffi::CStr,
     bind: &Bind,
-    maps: Option<&(IdMaps, bool)>,
+    owners: Option<&(Owners, bool)>,
     destination: &Path,
 ) -> Result<(), Error> {
     ops.push(Op::CopyTree { source, recursive: bind.recursive });
     for (recursive, (set, clear), propagation) in bind.changes().into_iter().flatten() {
         ops.push(Op::ChangeTree { recursive, set, clear, propagation });
     }
-    if let Some((maps, deep)) = maps {
-        let (users, groups) = (Bytes(maps.users.as_bytes()), Bytes(maps.groups.as_bytes()));
-        ops.push(Op::MapTree { users, groups, recursive: *deep });
+    match owners {
+        None => {}
+        Some((Owners::Maps(maps), deep)) => {
+            let (users, groups) = (Bytes(maps.users.as_bytes()), Bytes(maps.groups.as_bytes()));
+            ops.push(Op::MapTree { users, groups, recursive: *deep });
+        }
+        Some((Owners::Namespace(_), _)) => {
+            let place = destination.display();
+            let text = format!(
+                "mount {place}: the container's own files are mapped by maps of the mount only"
+            );
+            return Err(Error::new(Failure::NotSupported, text));
+        }
     }
     ops.push(Op::AttachTree { target: &container_path(destination)? });
     Ok(())
@@ -568,7 +591,7 @@ mod tests {
         assert!(both.bind && both.recursive);
         assert_eq!(both.deep_set, MountAttr::RDONLY);
         assert_eq!(both.set, MountAttr::NOSUID | MountAttr::NOATIME);
-        assert_eq!(both.clear, MountAttr::ATIME);
+        assert_eq!(both.clear, MountAttr::ATIME | MountAttr::NODIRATIME);
         assert_eq!(both.propagation, Some((MS_SLAVE, true)));
         let tmpfs = options(&["ro", "rw", "size=1m", "mode=1777", "noexec"]);
         assert_eq!(tmpfs.flags, MS_NOEXEC);

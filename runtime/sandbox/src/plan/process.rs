@@ -9,7 +9,6 @@ use super::{Context, capabilities};
 use crate::{
     Error, Failure,
     ops::{Ops, Strings, c_string, container_path},
-    seccomp::Filter,
 };
 
 /// First descriptor after the standard streams.
@@ -110,7 +109,8 @@ pub(super) fn limits(ops: &mut Ops, process: &Process) -> Result<(), Error> {
     Ok(())
 }
 
-/// Everything after "go" for a program found by name; where `waits`, "go" is waited for in it.
+/// Becomes a program found by name; where it `waits`, between giving up what it may give
+/// up at once and the filter.
 pub(super) fn become_program(
     ops: &mut Ops,
     process: &Process,
@@ -119,17 +119,8 @@ pub(super) fn become_program(
 ) -> Result<(), Error> {
     let argv = Strings::new("an argument", arguments(process)?)?;
     let env = Strings::new("the environment", environment(process, context)?)?;
-    // Who is asked about the program's calls is told of them at `create`: the
-    // specification has it there.
-    let early = context.filter.is_some_and(Filter::notifies);
-    if waits && !early {
-        context.style.ready(ops);
-    }
     ops.push(Op::Signals {});
-    drop_privileges(ops, process, context, context.style.inherited)?;
-    if waits && early {
-        context.style.ready(ops);
-    }
+    drop_privileges(ops, process, context, context.style.inherited, waits)?;
     if context.init {
         ops.push(Op::Fork {});
     }
@@ -137,12 +128,15 @@ pub(super) fn become_program(
     Ok(())
 }
 
-/// Gives up everything that the program is not to have; `keep` descriptors stay.
+/// Gives up everything that the program is not to have; `keep` descriptors stay. Where it
+/// `waits` to be started, it does that as late as its filter allows: who waits may need
+/// calls that the program does not.
 pub(super) fn drop_privileges(
     ops: &mut Ops,
     process: &Process,
     context: &Context<'_>,
     keep: u32,
+    waits: bool,
 ) -> Result<(), Error> {
     let Context { identity, .. } = context;
     if !context.style.no_new_keyring {
@@ -158,11 +152,14 @@ pub(super) fn drop_privileges(
         context.style.foreign,
     );
     ops.push(Op::Bounding { keep: sets.bounding });
-    let groups: Vec<u8> = identity.groups.iter().flat_map(|group| group.to_ne_bytes()).collect();
     if identity.uid != 0 {
         ops.push(Op::OwnStreams { uid: identity.uid });
     }
-    ops.push(Op::Identity { uid: identity.uid, gid: identity.gid, groups: Bytes(&groups) });
+    if let Some(groups) = &identity.groups {
+        let groups: Vec<u8> = groups.iter().flat_map(|group| group.to_ne_bytes()).collect();
+        ops.push(Op::Groups { groups: Bytes(&groups) });
+    }
+    ops.push(Op::Identity { uid: identity.uid, gid: identity.gid });
     if context.bound {
         ops.push(Op::DieWithParent {});
     }
@@ -172,38 +169,44 @@ pub(super) fn drop_privileges(
     ops.push(Op::CloseFrom { first: FIRST + keep });
 
     let confined = process.no_new_privileges() == Some(true);
+    if confined {
+        ops.push(Op::NoNewPrivs {});
+    }
+    // The kernel wants SYS_ADMIN for a filter, or no new privileges.
+    let lent = match context.filter {
+        Some(_) if !confined => capabilities::SYS_ADMIN & !sets.permitted,
+        _ => 0,
+    };
     let capabilities = |extra: u64| Op::Capabilities {
         effective: sets.effective | extra,
         permitted: sets.permitted | extra,
         inheritable: sets.inheritable,
     };
-    let filter = context.filter.map(|filter| {
-        let (flags, bytes) = (filter.flags(), Bytes(filter.bytes()));
-        if filter.notifies() {
-            Op::SeccompListener { flags, filter: bytes }
-        } else {
-            Op::Seccomp { flags, filter: bytes }
+    ops.push(capabilities(lent));
+    let wait = |ops: &mut Ops| {
+        if waits {
+            context.style.ready(ops);
         }
-    });
-    if confined {
-        ops.push(Op::NoNewPrivs {});
-    }
-    match filter {
-        Some(filter) if !confined && sets.permitted & capabilities::SYS_ADMIN == 0 => {
-            ops.push(capabilities(capabilities::SYS_ADMIN));
-            ops.push(filter);
-            ops.push(capabilities(0));
-            raise(ops, sets.ambient);
+    };
+    match context.filter {
+        // Who is asked about the program's calls is told of them at `create`: the
+        // specification has it there.
+        Some(filter) if filter.notifies() => {
+            let (flags, filter) = (filter.flags(), Bytes(filter.bytes()));
+            ops.push(Op::SeccompListener { flags, filter });
+            wait(ops);
         }
         Some(filter) => {
-            ops.push(capabilities(0));
-            raise(ops, sets.ambient);
-            ops.push(filter);
+            wait(ops);
+            ops.push(Op::Seccomp { flags: filter.flags(), filter: Bytes(filter.bytes()) });
         }
-        None => {
-            ops.push(capabilities(0));
-            raise(ops, sets.ambient);
-        }
+        None => wait(ops),
+    }
+    if lent != 0 {
+        ops.push(capabilities(0));
+    }
+    if sets.ambient != 0 {
+        ops.push(Op::Ambient { set: sets.ambient });
     }
     Ok(())
 }
@@ -257,10 +260,4 @@ fn schedule(ops: &mut Ops, process: &Process) -> Result<(), Error> {
         ops.push(Op::IoPriority { priority: class << 13 | level });
     }
     Ok(())
-}
-
-fn raise(ops: &mut Ops, ambient: u64) {
-    if ambient != 0 {
-        ops.push(Op::Ambient { set: ambient });
-    }
 }

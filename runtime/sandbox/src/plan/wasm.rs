@@ -93,7 +93,7 @@ pub(super) fn create(
     ops.push(Op::Attach { fd, target: c"/rootfs" });
     let granted =
         launch.preopens.iter().any(|preopen| preopen.path == Path::new("/") && !preopen.read_only);
-    mounts(&mut ops, spec, context)?;
+    mounts(&mut ops, spec, namespaces, context)?;
     if !granted {
         ops.push(Op::ReadOnlyMount { path: c"/rootfs" });
     }
@@ -116,7 +116,7 @@ pub(super) fn create(
     // came before.
     let mut bare = process.clone();
     bare.set_capabilities(None).set_no_new_privileges(Some(true));
-    steps::drop_privileges(&mut ops, &bare, context, 2)?;
+    steps::drop_privileges(&mut ops, &bare, context, 2, false)?;
     if ahead {
         ops.push(Op::KeepSocket {});
     }
@@ -132,7 +132,12 @@ pub(super) fn create(
 
 /// Binds and tmpfs of the specification beneath `/rootfs`; what a native
 /// container needs for itself (`/proc`, `/dev`, `/sys`) is left out.
-fn mounts(ops: &mut Ops, spec: &Spec, context: &Context<'_>) -> Result<(), Error> {
+fn mounts(
+    ops: &mut Ops,
+    spec: &Spec,
+    namespaces: &Namespaces,
+    context: &Context<'_>,
+) -> Result<(), Error> {
     for mount in spec.mounts().iter().flatten() {
         let destination = mount.destination();
         let system = ["/proc", "/dev", "/sys"].iter().any(|dir| destination.starts_with(dir));
@@ -141,7 +146,7 @@ fn mounts(ops: &mut Ops, spec: &Spec, context: &Context<'_>) -> Result<(), Error
         }
         let mut inside = mount.clone();
         inside.set_destination(rooted(destination)?);
-        mounts::one(ops, &inside, context)?;
+        mounts::one(ops, &inside, namespaces, context)?;
         // The host program looks names up with these, at their usual place.
         if ETC.iter().any(|file| destination == Path::new(file))
             && let Some(source) = mount.source()

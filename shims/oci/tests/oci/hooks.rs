@@ -67,3 +67,28 @@ fn s02_a_hook_that_fails_ends_the_create() {
     bundle.config["hooks"] = json!({ "prestart": [{ "path": "relative" }] });
     bundle.run().failed(1, "not absolute");
 }
+
+#[test]
+fn a_hook_of_the_container_s_own_files_may_do_what_its_program_may() {
+    let mut bundle = Bundle::script("cat /tmp/seen");
+    let script =
+        "{ id; grep -E 'Cap(Eff|Bnd)' /proc/self/status; mkdir /tmp/made 2>&1; } > /tmp/seen";
+    std::os::unix::fs::chown(bundle.rootfs("tmp"), Some(7), None).expect("chown");
+    bundle.config["process"]["user"] = json!({ "uid": 7, "gid": 8 });
+    bundle.config["linux"]["seccomp"] = json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{ "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO" }],
+    });
+    let hook = |script: &str| json!({ "startContainer": [{ "path": "/bin/sh", "args": ["sh", "-c", script] }] });
+    bundle.config["hooks"] = hook(script);
+    let expected = "uid=7 gid=8\nCapEff:\t0000000000000000\nCapBnd:\t0000000020000420\n\
+                    mkdir: can't create directory '/tmp/made': Operation not permitted\n";
+    let done = bundle.run();
+    done.failed(1, "error running startContainer hook #0: exit status 1");
+    bundle.config["hooks"] = hook(&format!("{script}; true"));
+    assert_eq!(bundle.run().fine(), expected);
+    bundle.config["linux"]["seccomp"]["syscalls"][0]["action"] = json!("SCMP_ACT_KILL_PROCESS");
+    bundle.config["process"]["rlimits"] = json!([{ "type": "RLIMIT_CORE", "hard": 0, "soft": 0 }]);
+    bundle.config["hooks"] = hook("exec mkdir /tmp/made");
+    bundle.run().failed(1, "error running startContainer hook #0: signal: bad system call");
+}
