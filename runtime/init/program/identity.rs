@@ -5,11 +5,18 @@ use core::ffi::CStr;
 use crate::{kernel::*, wire::List};
 
 const PR_SET_PDEATHSIG: usize = 1;
+const PR_SET_DUMPABLE: usize = 4;
 const PR_SET_KEEPCAPS: usize = 8;
 const PR_CAPBSET_READ: usize = 23;
 const PR_CAPBSET_DROP: usize = 24;
 const PR_SET_NO_NEW_PRIVS: usize = 38;
 const PR_CAP_AMBIENT: usize = 47;
+
+/// Nobody in the container may look at this process or take its descriptors until it has
+/// become the container's own program (execve makes it dumpable).
+pub fn hide() {
+    let _ = sys!(PRCTL, PR_SET_DUMPABLE, 0);
+}
 
 /// Drops all capabilities but these from the bounding set, also those of
 /// kernels newer than this program.

@@ -41,10 +41,8 @@ extern "C" fn main(arguments: *const usize) -> ! {
         2.. => unsafe { *(*arguments.add(2) as *const u8) },
         _ => 0,
     };
-    if argument != wire::IDLE.to_bytes()[0] {
-        // Nobody in the container may look at this process or take its descriptors
-        // until it has become the container's own program (execve makes it dumpable).
-        let _ = kernel::sys!(kernel::PRCTL, 4 /* PR_SET_DUMPABLE */, 0);
+    if argument != wire::VISIBLE.to_bytes()[0] {
+        identity::hide();
     }
     let _ = kernel::sys!(kernel::PRCTL, 15 /* PR_SET_NAME */, c"knarr-init".as_ptr());
     let _ = kernel::sys!(kernel::UMASK, 0);

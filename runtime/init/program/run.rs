@@ -45,7 +45,9 @@ impl Later {
 
 /// `early` is how that went which was done before the launch came.
 pub fn run(early: Answer<()>) -> ! {
-    let (index, errno) = match (socket::launch(), early) {
+    let launch = socket::launch();
+    identity::hide();
+    let (index, errno) = match (launch, early) {
         (Err(errno), _) => (0, errno),
         (_, Err(errno)) => (Frame::EARLY, errno),
         (Ok((ops, fds)), Ok(())) => {

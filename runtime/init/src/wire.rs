@@ -26,9 +26,9 @@ pub const SOCKET_FD: i32 = 100;
 /// The program's argument where it is to make itself a network namespace, while its
 /// parent is still preparing the launch.
 pub const NETWORK: &CStr = c"network";
-/// The program's argument where nothing will be launched: its parent wants the namespace that
-/// it is in, and must be able to write the maps of that, so it may be looked at.
-pub const IDLE: &CStr = c"idle";
+/// The program's argument where its parent must be able to write the maps of its user namespace,
+/// without being the host's root: it may be looked at until its launch comes, if one does.
+pub const VISIBLE: &CStr = c"visible";
 /// Descriptors per message; the kernel takes at most 253.
 pub const FDS_PER_MESSAGE: usize = 200;
 /// More operations' bytes than any honest launch has (2 MiB of arguments and

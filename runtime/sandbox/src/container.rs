@@ -104,7 +104,6 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
     let wasm = plan::is_wasm(spec);
     let maps = IdMaps::of_spec(spec, &namespaces)?;
     let seccomp = seccomp::Choice::of(spec)?;
-    let filter = seccomp.filter(process)?;
     let mount_label = lsm::mount_label(spec);
     lsm::check(process)?;
 
@@ -126,10 +125,11 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
     };
     // From here on the kernel makes the child on another processor.
     let joined = pid_namespace(&namespaces)?;
+    let contained = rootless::contained();
     let teller = Teller::of(spec, id, bundle);
     let birth = Birth {
         created: namespaces.created,
-        idle: false,
+        visible: contained && maps.is_some(),
         // Who does not wait for it to be ready may look too early.
         network_later: !manner.hasty,
         pid_namespace: joined.as_ref().map(AsFd::as_fd),
@@ -150,6 +150,8 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
         maps.write(launched.child.pid())?;
     }
 
+    // A profile that nobody has compiled yet is compiled meanwhile.
+    let filter = seccomp.filter(process)?;
     let holds = hooks.as_ref().is_some_and(|hooks| hooks.holds());
     // Where hooks look for it; and where it can be found again among the host's.
     let placed = holds || namespaces.shares_mounts;
@@ -157,7 +159,6 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
     let root_path = known.then(|| wishes::root_path(spec, bundle)).transpose()?;
     let root = wishes::root(rootfs, spec, bundle)?;
     let groups = group_names(spec);
-    let contained = rootless::contained();
     let identity = identity(Some(root.as_fd()), process, &groups, manner.foreign)?;
     let identity = rootless::identity(identity)?;
     let available = available()?;

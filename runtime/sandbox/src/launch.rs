@@ -26,7 +26,7 @@ use std::{
     time::Duration,
 };
 
-use knarr_init::wire::{FDS_PER_MESSAGE, Frame, IDLE, MAGIC, MAX_BYTES, NETWORK, Op, SOCKET_FD};
+use knarr_init::wire::{FDS_PER_MESSAGE, Frame, MAGIC, MAX_BYTES, NETWORK, Op, SOCKET_FD, VISIBLE};
 use rustix::{
     io::Errno,
     net::{
@@ -77,8 +77,9 @@ pub(crate) struct Launched {
 pub(crate) struct Birth<'a> {
     /// CLONE_NEW* bits.
     pub(crate) created: u64,
-    /// It does nothing and may be looked at: its user namespace is what is wanted.
-    pub(crate) idle: bool,
+    /// It may be looked at until its launch comes, by whoever writes its maps without
+    /// being the host's root.
+    pub(crate) visible: bool,
     /// Whether the network namespace among them may come a little later than the process,
     /// before it is ready: to make it takes the kernel longer than all the others.
     pub(crate) network_later: bool,
@@ -121,7 +122,7 @@ pub(crate) fn launch(birth: &Birth<'_>, stdio: &Stdio) -> Result<Launched, Error
         namespaces: birth.created & !later,
         cgroup: birth.cgroup,
         program,
-        argument: if birth.idle { Some(IDLE) } else { (later != 0).then_some(NETWORK) },
+        argument: if birth.visible { Some(VISIBLE) } else { (later != 0).then_some(NETWORK) },
         stdio,
         socket: (theirs.as_fd(), SOCKET_FD),
     };

@@ -104,7 +104,7 @@ fn join(namespace: std::os::fd::BorrowedFd<'_>) -> Result<(), Error> {
 impl IdMaps {
     /// A namespace of these maps in which nobody lives.
     pub(crate) fn namespace(&self) -> Result<OwnedFd, Error> {
-        let birth = Birth { created: USER.into(), idle: true, ..Birth::default() };
+        let birth = Birth { created: USER.into(), visible: true, ..Birth::default() };
         let launched = launch(&birth, &Stdio::Terminal { rows: 0, cols: 0 })?;
         let pid = launched.child.pid();
         let opened = self.write(pid).and_then(|()| {

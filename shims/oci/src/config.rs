@@ -177,6 +177,11 @@ fn check(spec: &Spec) -> Result<()> {
     ensure!(!process.cwd().as_os_str().is_empty(), "cwd property must not be empty");
     ensure!(spec.root().is_some(), "root must be specified");
     let linux = spec.linux().as_ref();
+    // runc's words.
+    ensure!(
+        linux.is_none_or(|linux| linux.intel_rdt().is_none()),
+        "intelRdt is specified in config, but Intel RDT is not supported or enabled"
+    );
     let moves = linux.and_then(|linux| linux.net_devices().as_ref());
     ensure!(moves.is_none_or(|all| all.is_empty()), "linux.netDevices is not supported");
     Ok(())

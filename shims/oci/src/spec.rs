@@ -56,7 +56,7 @@ fn begin(rootless: bool) -> Value {
     } else {
         mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"])
     };
-    let mut mounts = vec![
+    let mounts = vec![
         mount("/proc", "proc", "proc", &[]),
         mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
         mount("/dev/pts", "devpts", "devpts", pts),
@@ -68,6 +68,13 @@ fn begin(rootless: bool) -> Value {
         ),
         mount("/dev/mqueue", "mqueue", "mqueue", &inert),
         sys,
+        // Over those of the host, which its owner may write to (CVE-2023-25809).
+        mount(
+            "/sys/fs/cgroup",
+            "cgroup",
+            "cgroup",
+            &["nosuid", "noexec", "nodev", "relatime", "ro"],
+        ),
     ];
     let mut kinds = vec!["pid", "ipc", "uts", "mount"];
     let mut linux = json!({
@@ -86,8 +93,6 @@ fn begin(rootless: bool) -> Value {
         linux["gidMappings"] = map(rustix::process::getegid().as_raw());
     } else {
         kinds.insert(1, "network");
-        let options = ["nosuid", "noexec", "nodev", "relatime", "ro"];
-        mounts.push(mount("/sys/fs/cgroup", "cgroup", "cgroup", &options));
         linux["resources"] = json!({ "devices": [{ "allow": false, "access": "rwm" }] });
     }
     // Cgroup v1 shows a container its own groups by itself (as runc).

@@ -112,3 +112,44 @@ trap '$E rm -af -t 0 >/dev/null 2>&1 || true; umount -l $DIR/store/overlay 2>/de
 "#;
     in_a_world("podman", &format!("{WORLD}{start}{VERBS}"));
 }
+
+#[test]
+fn podman_of_a_user_without_privileges_runs_its_everyday_verbs_on_it() {
+    // What the user is given of the host's numbers is the test's own word.
+    let user = r#"
+export HOME=$DIR/home XDG_RUNTIME_DIR=$DIR/home USER=nobody
+E="podman --runtime $DIR/knarr-oci --cgroup-manager cgroupfs --storage-driver vfs --events-backend none --log-level error"
+RUN="$E run --network none"
+is() { [ "$1" = "$2" ] || { echo "expected: $2"; echo "found: $1"; exit 1; }; }
+tar -C $DIR/rootfs -c . | $E import - bb >/dev/null
+tar -C $DIR/wasm -c . | $E import --change 'ENTRYPOINT ["/hello.wasm"]' - hello >/dev/null
+is "$($RUN --rm bb sh -c 'id -u; id -g; head -n 1 /proc/self/uid_map' | tr -s ' \n' ' ')" "0 0 0 65534 1 "
+is "$(echo through | $RUN --rm -i bb cat)" through
+got=0; $RUN --rm bb sh -c 'exit 7' || got=$?; is $got 7
+$RUN -d --name c1 bb sh -c 'trap "exit 3" TERM; echo ready; while :; do sleep 0.1; done' >/dev/null
+until $E logs c1 | grep -q ready; do sleep 0.05; done
+is "$($E exec -u 7:8 c1 id)" "uid=7 gid=8"
+$E top c1 | grep -q sleep
+$E stop c1 >/dev/null
+is "$($E inspect -f '{{.State.ExitCode}} {{.State.Status}}' c1)" "3 exited"
+$E start c1 >/dev/null
+$E rm -f -t 0 c1 >/dev/null
+is "$($RUN --rm --userns keep-id --read-only --tmpfs /x -v $DIR/wasm:/y:ro bb sh -c 'touch /y/z 2>/dev/null || touch /q 2>/dev/null || { touch /x/a; id -u; }')" 65534
+script -qec "$RUN --rm -t bb tty" /dev/null | grep -q /dev/pts/0
+$RUN --rm hello | grep -q .
+"#;
+    let root = r#"
+cp $OCI $(dirname $OCI)/knarr-wasm $DIR
+printf 'nobody:200000:65536\n' > $DIR/given
+mount --bind $DIR/given /etc/subuid
+mount --bind $DIR/given /etc/subgid
+mkdir $DIR/home
+chmod 755 $DIR
+chown -R 65534:65534 $DIR/home $DIR/wasm $DIR/rootfs
+# It leaves a process to hold its user namespace, which ends with this one of numbers.
+unshare --pid --fork --kill-child --mount-proc \
+  setpriv --reuid 65534 --regid 65534 --clear-groups bash -euxc "$USER_SCRIPT"
+"#;
+    let script = format!("export USER_SCRIPT='{}'\n{WORLD}{root}", user.replace('\'', r"'\''"));
+    in_a_world("podman", &script);
+}

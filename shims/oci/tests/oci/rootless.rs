@@ -64,6 +64,14 @@ fn a_user_s_container_lives_like_any() {
 }
 
 #[test]
+fn r23_a_user_s_container_does_not_reach_his_control_groups() {
+    // The host's are bound with all of /sys, and some may be his own.
+    let script = "find /sys/fs/cgroup -name cgroup.procs; echo 1 > /sys/fs/cgroup/x || echo kept";
+    let done = bundle(script).run();
+    assert!(done.code == 0 && done.out == "kept\n", "{done:?}");
+}
+
+#[test]
 fn a_user_s_container_needs_a_namespace_that_he_may_make() {
     let mut bundle = bundle("true");
     bundle.config["process"]["user"]["additionalGids"] = json!([7]);

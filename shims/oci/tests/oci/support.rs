@@ -76,7 +76,7 @@ impl Bundle {
         fs::copy(busybox, rootfs.join("bin/busybox")).expect("busybox");
         for name in [
             "sh", "true", "cat", "ls", "sleep", "id", "env", "echo", "mount", "readlink", "stty",
-            "tty", "touch", "stat", "mkdir", "grep", "head", "pwd", "hostname",
+            "tty", "touch", "stat", "mkdir", "grep", "head", "pwd", "hostname", "find",
         ] {
             symlink("busybox", rootfs.join("bin").join(name)).expect("link");
         }
