@@ -493,7 +493,8 @@ impl Container {
                 ..Style::default()
             },
         };
-        let guest = Guest { process, context: &context, cgroup: self.cgroup.born_in() };
+        let cgroup = self.cgroup.born_in();
+        let guest = Guest { process, context: &context, cgroup, teller: self.teller.as_ref() };
         let inside = Inside { init: &self.init, kinds: self.kinds, guest: Some(guest) };
         hooks.run(Moment::StartContainer, Some(self.init.pid()), Some(inside))
     }

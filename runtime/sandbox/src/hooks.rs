@@ -22,6 +22,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Command, ExitStatus as StdStatus},
+    sync::Arc,
     time::Duration,
 };
 
@@ -39,6 +40,7 @@ use crate::{
     launch::{Birth, launch},
     ops::{Ops, Strings, Wish, c_string},
     plan::{self, Context},
+    teller::Teller,
 };
 
 /// When a hook is run.
@@ -94,6 +96,8 @@ pub(crate) struct Guest<'a> {
     pub(crate) context: &'a Context<'a>,
     /// The directory of its cgroup2.
     pub(crate) cgroup: Option<BorrowedFd<'a>>,
+    /// Whom its filter may have to be told of.
+    pub(crate) teller: Option<&'a Arc<Teller>>,
 }
 
 /// The hooks of a container, and what they are told.
@@ -286,18 +290,24 @@ fn run_inside(
         let birth = Birth {
             pid_namespace: Some(init.pidfd()),
             cgroup: guest.and_then(|guest| guest.cgroup),
+            teller: guest.and_then(|guest| guest.teller.cloned()),
             ..Birth::default()
         };
         let mut launched = launch(&birth, &stdio)?;
-        launched.send(&ops, |wish| match wish {
-            Wish::Container => Some(
-                init.pidfd()
-                    .try_clone_to_owned()
-                    .map_err(|error| Error::system("copy a descriptor", error)),
-            ),
+        let pidfd = || {
+            let copy = init.pidfd().try_clone_to_owned();
+            copy.map_err(|error| Error::system("copy a descriptor", error))
+        };
+        let sent = launched.send(&ops, |wish| match wish {
+            Wish::Container => Some(pidfd()),
             _ => None,
-        })?;
-        launched.await_exec(&ops)?;
+        });
+        if let Err(error) = sent.and_then(|()| launched.await_exec(&ops)) {
+            // As long as it is not waited for, the container's pid namespace does not end.
+            let _ = launched.child.kill(knarr_model::Signal::KILL);
+            let _ = launched.child.wait_blocking();
+            return Err(error);
+        }
         Ok((launched.child.clone(), words))
     };
     let (child, words) = run().map_err(|error| error.to_string())?;

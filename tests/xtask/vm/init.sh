@@ -20,6 +20,7 @@ mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t tmpfs tmpfs /run
 mount -t securityfs securityfs /sys/kernel/security
 echo 'root:x:0:0:root:/root:/bin/sh' > /etc/passwd
+echo 'nobody:x:65534:65534:nobody:/tmp:/bin/sh' >> /etc/passwd
 for m in overlay bridge veth nf_tables nft_chain_nat nft_nat nft_masq nft_ct nft_fib_inet nft_reject_inet; do
   modprobe $m || echo "no module $m"
 done

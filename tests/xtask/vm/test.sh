@@ -159,5 +159,32 @@ config four '["true"]' ',"apparmorProfile":"nobody"' ""
 has "create with one that is not there" 'no such profile is loaded' "$(oci create --bundle $B four < /dev/null 2>&1)"
 has "no systemd" "systemd support for managing cgroups is not available" "$(knarr-oci --systemd-cgroup run --bundle $B four 2>&1)"
 rmdir /sys/fs/cgroup/knarr-vm; is "nothing is left in the parent" 0 $?
+
+stamp "knarr-oci of a user without privileges"
+U=/run/user
+mkdir -p $U/state; cp -r $B/rootfs $U/
+# as COMMAND…: in a group that the user has been given, where there is one.
+as() { su -s /bin/sh nobody -c "cd $U && exec knarr-oci --root $U/state $*"; }
+chown -R nobody $U; as spec --rootless; is "spec" 0 $?
+sed -i 's/"terminal": true/"terminal": false/; s/"readonly": true/"readonly": false/' $U/config.json
+sed '/"args": \[/,/\]/c\"args": ARGS,' $U/config.json > $U/plain.json
+# args ARGS [LINUX]: a config.json with these; what is said of linux ends with a comma.
+args() { sed "s|ARGS|$1|; s|\"linux\": {|\"linux\": { $2|" $U/plain.json > $U/config.json; }
+args '["sh","-c","id -u; cat /proc/self/cgroup; grep -c . /sys/fs/cgroup/cgroup.controllers"]'
+is "runs without a group" "0 0::/ 1" "$(as run one < /dev/null 2>&1 | tr '\n' ' ' | sed 's/ $//')"
+# A group of the user's, in which he is, with controllers for what he makes in it.
+G=/sys/fs/cgroup/knarr-user
+mkdir -p $G/own; echo "+pids +memory" > $G/cgroup.subtree_control
+chown nobody $G $G/cgroup.procs $G/cgroup.subtree_control $G/own $G/own/cgroup.procs
+echo $$ > $G/own/cgroup.procs
+args '["sh","-c","cat /sys/fs/cgroup/pids.max; sleep 1000"]' '"cgroupsPath": "/knarr-user/two", "resources": { "pids": { "limit": 10 } },'
+as run --detach two < /dev/null > $U/out 2>&1; is "runs in a group of his" 0 $?
+tries=0; until [ -s $U/out ] || [ $tries -gt 100 ]; do tries=$((tries + 1)); usleep 50000; done
+is "with its limits" 10 "$(cat $U/out)"
+is "exec is in it, too" 2 "$(as exec two cat /sys/fs/cgroup/cgroup.procs | wc -l)"
+as pause two; is "pause" 1 "$(cat $G/two/cgroup.freeze)"
+as resume two; as delete --force two; is "delete" 0 $?
+is "no group is left" no "$([ -e $G/two ] && echo yes || echo no)"
+echo $$ > /sys/fs/cgroup/cgroup.procs; rmdir $G/own $G
 stamp "end"
 [ $failed = 0 ] && echo "knarr-vm: all passed" || { echo "knarr-vm: failures"; tail -20 /tmp/knarrd.log; }

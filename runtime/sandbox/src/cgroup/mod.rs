@@ -202,10 +202,11 @@ impl Cgroup {
     }
 
     /// Directories to show the container as its `/sys/fs/cgroup/<name>`; none at all
-    /// on v2, where it mounts cgroup2 itself.
+    /// on a host of v2, where it mounts cgroup2 itself.
     pub(crate) fn visible(&self) -> Option<Vec<(String, PathBuf)>> {
         match &*self.layout {
             Layout::V2(_) => None,
+            Layout::V1 { .. } if matches!(Layout::get(), Ok(Layout::V2(_))) => None,
             Layout::V1 { hierarchies, .. } => {
                 let named = hierarchies.iter().filter_map(|hierarchy| {
                     let name = hierarchy.mount.file_name()?.to_str()?.to_owned();
@@ -247,11 +248,13 @@ impl Cgroup {
         }
     }
 
-    /// Sets limits and, with `first`, what devices may be used.
+    /// Sets limits and, with `first`, what devices may be used: a user namespace makes
+    /// none, and the kernel takes no rules about them from there.
     pub(crate) fn limit(&self, resources: &LinuxResources, first: bool) -> Result<(), Error> {
+        let devices = first && !crate::rootless::contained();
         match &*self.layout {
-            Layout::V1 { .. } => v1::limit(&self.v1(), resources, first),
-            Layout::V2(mount) => v2::limit(&mount.dir(&self.path), resources, first),
+            Layout::V1 { .. } => v1::limit(&self.v1(), resources, devices),
+            Layout::V2(mount) => v2::limit(&mount.dir(&self.path), resources, devices),
         }
     }
 

@@ -43,9 +43,9 @@ impl Group<'_> {
 pub(super) fn limit(
     group: &Group<'_>,
     resources: &LinuxResources,
-    first: bool,
+    devices: bool,
 ) -> Result<(), Error> {
-    if first && let Some(devices) = group.layout.with("devices") {
+    if devices && let Some(devices) = group.layout.with("devices") {
         let dir = devices.dir(group.path);
         let (mut allow, mut deny) = (
             files::Writer::open(dir.join("devices.allow"))?,

@@ -17,9 +17,9 @@ fn max_or(value: i64) -> String {
     if value < 0 { "max".to_owned() } else { value.to_string() }
 }
 
-pub(super) fn limit(dir: &Path, resources: &LinuxResources, first: bool) -> Result<(), Error> {
+pub(super) fn limit(dir: &Path, resources: &LinuxResources, devices: bool) -> Result<(), Error> {
     let set = |file: &str, value: &str| files::write(&dir.join(file), value);
-    if first {
+    if devices {
         let rules = devices::rules(resources.devices().as_deref().unwrap_or_default());
         let program = knarr_sys::load_device_filter(&devices::compile(&rules))
             .map_err(|errno| Error::system("load device filter", errno))?;

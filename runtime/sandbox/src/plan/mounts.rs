@@ -223,7 +223,7 @@ pub(super) fn all(
                 }
                 options.afterwards(ops, &target);
             }
-            "cgroup" | "cgroup2" => cgroup(ops, mount, &options, context)?,
+            "cgroup" | "cgroup2" => cgroup(ops, mount, &options, namespaces, context)?,
             _ => filesystem(ops, mount, kind, &options, context)?,
         }
     }
@@ -462,30 +462,28 @@ fn cgroup(
     ops: &mut Ops,
     mount: &Mount,
     options: &Options,
+    namespaces: &Namespaces,
     context: &Context<'_>,
 ) -> Result<(), Error> {
     let destination = mount.destination();
     let target = container_path(destination)?;
     let flags = options.flags;
+    let mut new = |kind, source, flags, data| {
+        let (target, no_symlinks) = (&*target, false);
+        ops.push(Op::Mount { target, kind, source, flags, data, no_symlinks });
+    };
     let Some(groups) = context.cgroups else {
-        ops.push(Op::Mount {
-            target: &target,
-            kind: c"cgroup2",
-            source: c"cgroup",
-            flags,
-            data: c"",
-            no_symlinks: false,
-        });
+        // Where all of the host's `/sys` was bound, its groups lie there: the kernel mounts
+        // no hierarchy on itself, and only who has a namespace for it may mount it at all.
+        if context.style.contained {
+            new(c"tmpfs", c"tmpfs", flags, c"mode=755,size=0");
+        }
+        if !context.style.contained || namespaces.has(namespaces::CGROUP) {
+            new(c"cgroup2", c"cgroup", flags, c"");
+        }
         return Ok(());
     };
-    ops.push(Op::Mount {
-        target: &target,
-        kind: c"tmpfs",
-        source: c"tmpfs",
-        flags: flags & !MS_RDONLY,
-        data: c"mode=755,size=0",
-        no_symlinks: false,
-    });
+    new(c"tmpfs", c"tmpfs", flags & !MS_RDONLY, c"mode=755,size=0");
     let attributes = options.set | MountAttr::NOSUID | MountAttr::NODEV | MountAttr::NOEXEC;
     for (name, dir) in groups {
         let bind = Bind {

@@ -87,6 +87,19 @@ fn a_hook_of_the_container_s_own_files_may_do_what_its_program_may() {
     done.failed(1, "error running startContainer hook #0: exit status 1");
     bundle.config["hooks"] = hook(&format!("{script}; true"));
     assert_eq!(bundle.run().fine(), expected);
+    // One that cannot even begin does not keep the container from its end: the agent hears of
+    // the program's filter, and is gone when it is to hear of the hook's.
+    let agent = bundle.path("agent");
+    let listener = std::os::unix::net::UnixListener::bind(&agent).expect("bind");
+    bundle.config["linux"]["seccomp"]["syscalls"][0]["action"] = json!("SCMP_ACT_NOTIFY");
+    bundle.config["linux"]["seccomp"]["listenerPath"] = json!(agent);
+    let asked = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("accept");
+        drop(listener);
+        std::io::Read::read(&mut stream, &mut [0; 4096]).expect("state")
+    });
+    bundle.run().failed(1, "startContainer hook #0: failed to connect with seccomp agent");
+    asked.join().expect("agent");
     bundle.config["linux"]["seccomp"]["syscalls"][0]["action"] = json!("SCMP_ACT_KILL_PROCESS");
     bundle.config["process"]["rlimits"] = json!([{ "type": "RLIMIT_CORE", "hard": 0, "soft": 0 }]);
     bundle.config["hooks"] = hook("exec mkdir /tmp/made");
