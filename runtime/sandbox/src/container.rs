@@ -520,7 +520,9 @@ impl Container {
 
     /// The SECCOMP_FILTER_FLAG_* bits of its filter, where it has one and we made it.
     pub fn seccomp_flags(&self) -> Option<u32> {
-        self.filter.as_ref().map(|filter| filter.flags())
+        const NEW_LISTENER: u32 = 8;
+        let listener = |filter: &Filter| if filter.notifies() { NEW_LISTENER } else { 0 };
+        self.filter.as_ref().map(|filter| filter.flags() | listener(filter))
     }
 
     /// Its control group.

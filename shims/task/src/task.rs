@@ -97,7 +97,7 @@ pub(crate) struct Task {
 #[derive(Debug)]
 enum Life {
     Created(Box<Created>),
-    Running(Container),
+    Running(Box<Container>),
     /// A start has failed; the sandbox has removed everything.
     Gone,
 }
@@ -192,7 +192,7 @@ impl Task {
         match created.start() {
             Ok(container) => {
                 let pid = container.init().pid();
-                *life = Life::Running(container);
+                *life = Life::Running(Box::new(container));
                 Ok(pid)
             }
             Err(error) => {

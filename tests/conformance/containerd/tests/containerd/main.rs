@@ -17,6 +17,7 @@ mod streams;
 mod support;
 mod survival;
 mod wasm;
+mod wasm_life;
 mod websocket;
 
 /// The messages of `proto/`, made by the build script.

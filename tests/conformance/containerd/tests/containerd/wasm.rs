@@ -22,7 +22,8 @@ pub fn import(containerd: &Containerd, guest: &str) -> String {
     name
 }
 
-fn run(containerd: &Containerd, flags: &[&str], image: &str, id: &str, words: &[&str]) -> Ran {
+/// `ctr run` of an image with further flags, to its end.
+pub fn run(containerd: &Containerd, flags: &[&str], image: &str, id: &str, words: &[&str]) -> Ran {
     let line = [&["run", "--runtime", KNARR], flags, &[image, id], words].concat();
     containerd.ctr(&line)
 }
