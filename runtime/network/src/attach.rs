@@ -17,6 +17,7 @@ use std::{
 };
 
 use knarr_model::{ContainerId, Name};
+use knarr_netlink::{Socket, within};
 use knarr_state::networks::{EndpointRow, Inserted, NetworkRow};
 
 use crate::{
@@ -27,9 +28,7 @@ use crate::{
     lock,
     manage::endpoint,
     names::has_names,
-    netlink::Socket,
-    netns::{sysctl, within},
-    pools, random,
+    pools, random, sysctl,
     types::is_predefined,
 };
 
@@ -243,7 +242,7 @@ impl Inner {
         let sockets = within(&netns, || {
             link::create_veth(socket, &veth, &netns)?;
             // Before the interface is up: no router's word is heard (CVE-2020-13401).
-            let ipv6 = sysctl(&format!("ipv6/conf/{inside}/accept_ra"), "0")?;
+            let ipv6 = sysctl::write(&format!("ipv6/conf/{inside}/accept_ra"), "0")?;
             link::configure_inside(
                 &Socket::route()?,
                 &Inside {

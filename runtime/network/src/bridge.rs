@@ -5,13 +5,13 @@
 
 use std::{collections::BTreeMap, io, net::Ipv4Addr};
 
+use knarr_netlink::Socket;
 use knarr_state::networks::NetworkRow;
 
 use crate::{
     Error, Result,
     link::{self, Link},
-    netlink::Socket,
-    netns::sysctl,
+    sysctl,
 };
 
 /// Option of Docker for the bridge's interface name.
@@ -114,8 +114,8 @@ fn configure(socket: &Socket, network: &NetworkRow, name: &str, alias: &str) -> 
     let index = link::index(name)?;
     // IPv6 is off on our bridges: no address, so no way to the host that the
     // packet filter does not know. (Before the link is up, so that it has none yet.)
-    sysctl(&format!("ipv6/conf/{name}/disable_ipv6"), "1")?;
-    sysctl(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
+    sysctl::write(&format!("ipv6/conf/{name}/disable_ipv6"), "1")?;
+    sysctl::write(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
     let address = network.gateway.zip(network.subnet);
     link::configure_bridge(socket, index, alias, address)?;
     for other in link::addresses(socket, index)? {
@@ -125,6 +125,6 @@ fn configure(socket: &Socket, network: &NetworkRow, name: &str, alias: &str) -> 
     }
     // Lets 127.0.0.1 on the host reach published ports; the chain `raw` keeps
     // containers away from the host's loopback.
-    sysctl(&format!("ipv4/conf/{name}/route_localnet"), "1")?;
+    sysctl::write(&format!("ipv4/conf/{name}/route_localnet"), "1")?;
     Ok(index)
 }

@@ -37,14 +37,13 @@ mod filter;
 mod link;
 mod manage;
 mod names;
-mod netlink;
-mod netns;
 mod options;
 mod pools;
 mod ports;
 mod proxy;
 mod publish;
 mod recover;
+mod sysctl;
 mod tasks;
 #[cfg(test)]
 mod testing;

@@ -6,22 +6,20 @@
 use std::{io, net::Ipv4Addr, os::fd::AsRawFd};
 
 use knarr_model::Subnet4;
+use knarr_netlink::{
+    ACK, Attributes, CREATE, DUMP, EXCL, Packet, REPLACE, Socket, number,
+    route::{
+        IFA_ADDRESS, IFA_BROADCAST, IFA_LOCAL, IFF_UP, IFLA_IFNAME, IFLA_NET_NS_FD, RTM_DELADDR,
+        RTM_DELLINK, RTM_GETADDR, RTM_GETLINK, RTM_NEWADDR, RTM_NEWLINK, RTM_SETLINK, link_header,
+    },
+    text,
+};
 use nix::net::if_::if_nametoindex;
 
-use crate::netlink::{ACK, Attributes, CREATE, DUMP, EXCL, Packet, REPLACE, Socket, number, text};
-
-const RTM_NEWLINK: u16 = 16;
-const RTM_DELLINK: u16 = 17;
-const RTM_GETLINK: u16 = 18;
-const RTM_SETLINK: u16 = 19;
-const RTM_NEWADDR: u16 = 20;
-const RTM_DELADDR: u16 = 21;
-const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_GETROUTE: u16 = 26;
 
 const IFLA_ADDRESS: u16 = 1;
-const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_MASTER: u16 = 10;
 const IFLA_PROTINFO: u16 = 12;
@@ -31,7 +29,6 @@ const IFLA_AF_SPEC: u16 = 26;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
 const IFLA_EXT_MASK: u16 = 29;
-const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const VETH_INFO_PEER: u16 = 1;
@@ -40,7 +37,6 @@ const IFLA_BRPORT_MODE: u16 = 4;
 const IFLA_BRPORT_FLUSH: u16 = 24;
 const IFLA_BRPORT_ISOLATED: u16 = 33;
 
-const IFF_UP: u32 = 1;
 const AF_INET: u8 = 2;
 const AF_INET6: u16 = 10;
 const AF_BRIDGE: u8 = 7;
@@ -59,15 +55,6 @@ pub(crate) struct Link {
     pub(crate) alias: String,
     /// Index of the bridge it is a port of; 0 is none.
     pub(crate) master: u32,
-}
-
-/// ifinfomsg.
-fn link_header(index: u32, flags: u32) -> [u8; 16] {
-    let mut header = [0; 16];
-    header[4..8].copy_from_slice(&index.to_ne_bytes());
-    header[8..12].copy_from_slice(&flags.to_ne_bytes());
-    header[12..16].copy_from_slice(&flags.to_ne_bytes());
-    header
 }
 
 /// ifaddrmsg.
@@ -134,7 +121,7 @@ pub(crate) fn routes(socket: &Socket) -> io::Result<Vec<(Subnet4, u32)>> {
     socket.dump(&packet, |_, payload| {
         let Some((header, rest)) = payload.split_first_chunk::<8>() else { return };
         let interface = number(&header[4..]).unwrap_or_default();
-        let address = Attributes(rest).find(|(kind, _)| *kind == 1);
+        let address = Attributes(rest).find(|(kind, _)| *kind == IFA_ADDRESS);
         let address = address.and_then(|(_, value)| value.first_chunk::<4>());
         if let (Some(address), AF_INET) = (address, header[0]) {
             let subnet = Subnet4::containing((*address).into(), header[1]);
@@ -179,9 +166,9 @@ fn put_address(packet: &mut Packet, index: u32, address: Ipv4Addr, subnet: Subne
     let flags = ACK | CREATE | REPLACE;
     packet
         .message(RTM_NEWADDR, flags, &address_header(index, subnet.prefix()))
-        .put(2, &address.octets()) // IFA_LOCAL
-        .put(1, &address.octets()) // IFA_ADDRESS
-        .put(4, &subnet.broadcast().octets()); // IFA_BROADCAST
+        .put(IFA_LOCAL, &address.octets())
+        .put(IFA_ADDRESS, &address.octets())
+        .put(IFA_BROADCAST, &subnet.broadcast().octets());
 }
 
 /// The addresses of an interface.
@@ -191,7 +178,7 @@ pub(crate) fn addresses(socket: &Socket, index: u32) -> io::Result<Vec<(Ipv4Addr
     let mut found = Vec::new();
     socket.dump(&packet, |_, payload| {
         let Some((header, rest)) = payload.split_first_chunk::<8>() else { return };
-        let local = Attributes(rest).find(|(kind, _)| *kind == 2);
+        let local = Attributes(rest).find(|(kind, _)| *kind == IFA_LOCAL);
         let local = local.and_then(|(_, value)| value.first_chunk::<4>());
         if let (Some(local), true) = (local, number(&header[4..]) == Some(index)) {
             found.push(((*local).into(), header[1]));
@@ -207,7 +194,9 @@ pub(crate) fn remove_address(
     (address, prefix): (Ipv4Addr, u8),
 ) -> io::Result<()> {
     let mut packet = Packet::new();
-    packet.message(RTM_DELADDR, ACK, &address_header(index, prefix)).put(2, &address.octets());
+    packet
+        .message(RTM_DELADDR, ACK, &address_header(index, prefix))
+        .put(IFA_LOCAL, &address.octets());
     socket.send(&packet)
 }
 

@@ -10,6 +10,7 @@ use std::{
 };
 
 use knarr_model::{Name, NetworkId, Subnet4};
+use knarr_netlink::Socket;
 use knarr_state::networks::{EndpointRow, Inserted, NetworkRow};
 
 use crate::{
@@ -18,7 +19,6 @@ use crate::{
     filter::{Bridge, Contents, Forward},
     link, lock,
     names::{has_names, names_of},
-    netlink::Socket,
     pools, random,
     types::is_predefined,
 };

@@ -8,6 +8,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use knarr_model::{ContainerId, PortBinding, Transport};
+use knarr_netlink::Socket;
 use knarr_state::networks::{EndpointRow, Inserted, NetworkRow, PortRow};
 
 use crate::{
@@ -18,7 +19,6 @@ use crate::{
     link::{self, PortFlag},
     lock,
     manage::forward,
-    netlink::Socket,
     ports::{self, Held, PortError},
 };
 

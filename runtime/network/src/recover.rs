@@ -16,6 +16,7 @@ use std::{
 };
 
 use knarr_model::{ContainerId, NetworkId};
+use knarr_netlink::{Messages, Socket, buffer, within};
 use knarr_state::{
     Db,
     networks::{EndpointRow, NetworkRow},
@@ -32,8 +33,6 @@ use crate::{
     lock,
     manage::contents,
     names::{Names, has_names},
-    netlink::{Messages, Socket, buffer},
-    netns::within,
     random,
     tasks::Server,
 };

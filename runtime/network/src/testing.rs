@@ -15,10 +15,11 @@ use hickory_proto::{
     rr::{Name, RData, RecordType},
 };
 use knarr_model::{ContainerId, EndpointSpec, PortBinding, PortSpec, Transport};
+use knarr_netlink::Socket;
 use knarr_state::Db;
 use nix::sched::{CloneFlags, unshare};
 
-use crate::{Attach, Endpoint, Networks, Options, link, netlink::Socket};
+use crate::{Attach, Endpoint, Networks, Options, link};
 
 /// Runs a test in a network namespace of its own, where loopback is up.
 pub(crate) fn in_netns<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static) -> T {

@@ -16,7 +16,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("knarr-sys", &[]),
     ("knarr-init", &[]),
     ("knarr-docker", &[]),
-    ("knarr-sandbox", &["knarr-init", "knarr-model", "knarr-sys"]),
+    ("knarr-netlink", &[]),
+    ("knarr-sandbox", &["knarr-init", "knarr-model", "knarr-netlink", "knarr-sys"]),
     ("knarr-wasm", &["knarr-model"]),
     ("knarr-state", &["knarr-model"]),
     ("knarr-store", &["knarr-model"]),
@@ -26,7 +27,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "knarr-image",
         &["knarr-guest", "knarr-model", "knarr-registry", "knarr-state", "knarr-store"],
     ),
-    ("knarr-network", &["knarr-model", "knarr-state", "knarr-sys"]),
+    ("knarr-network", &["knarr-model", "knarr-netlink", "knarr-state", "knarr-sys"]),
     ("knarr-volume", &["knarr-model", "knarr-state", "knarr-sys"]),
     (
         "knarr-engine",

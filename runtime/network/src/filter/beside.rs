@@ -14,8 +14,9 @@
 
 use std::{collections::BTreeSet, io};
 
+use knarr_netlink::{ACK, Attributes, CREATE, DUMP, Packet, Socket, text};
+
 use super::encode::{SUBSYSTEM, begin_header, comment, expression, verdict};
-use crate::netlink::{ACK, Attributes, CREATE, DUMP, Packet, Socket, text};
 
 const FAMILY: u8 = 2; // NFPROTO_IPV4
 const TABLE: &str = "filter";

@@ -6,7 +6,7 @@
 
 use std::io;
 
-use crate::netlink::{ACK, Attributes, DUMP, Packet, Socket};
+use knarr_netlink::{ACK, Attributes, DUMP, Packet, Socket};
 
 const SUBSYSTEM: u16 = 1;
 const GET: u16 = 1;

@@ -7,8 +7,9 @@ use std::net::Ipv4Addr;
 
 use knarr_model::{Subnet4, Transport};
 
+use knarr_netlink::{APPEND, CREATE, EXCL, Packet};
+
 use super::rules::{Action, Chain, Match, Rule, Set, Type};
-use crate::netlink::{APPEND, CREATE, EXCL, Packet};
 
 pub(super) const SUBSYSTEM: u16 = 10;
 const NFPROTO_INET: u8 = 1;

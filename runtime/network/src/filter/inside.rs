@@ -6,6 +6,8 @@
 
 use std::{io, net::Ipv4Addr};
 
+use knarr_netlink::{Packet, Socket};
+
 use super::{
     encode::{
         DESTINATION, META_L4PROTO, REG_1, SOURCE, Transaction, compare, expression, meta,
@@ -13,7 +15,6 @@ use super::{
     },
     rules::Chain,
 };
-use crate::netlink::{Packet, Socket};
 
 const TABLE: &str = "knarr-names";
 const CHAIN: Chain = Chain { name: "output", kind: "filter", hook: 3, priority: -300, rules: &[] };

@@ -14,12 +14,11 @@ mod rules;
 
 use std::{collections::BTreeSet, io, net::Ipv4Addr};
 
-use knarr_model::{Subnet4, Transport};
-
-use crate::netlink::{Attributes, Socket, text};
 pub(crate) use conntrack::forget_udp;
 use encode::{Element, Transaction};
 pub(crate) use inside::redirect;
+use knarr_model::{Subnet4, Transport};
+use knarr_netlink::{Attributes, Socket, text};
 pub use rules::describe;
 use rules::{CHAINS, SETS, Set};
 

@@ -303,7 +303,7 @@ fn n06_internal_networks_have_no_outside() {
         // No way out, even for one that makes itself a route.
         let gateway = network.row.gateway.unwrap();
         a.run(move || {
-            let socket = crate::netlink::Socket::route().unwrap();
+            let socket = knarr_netlink::Socket::route().unwrap();
             crate::link::default_route(&socket, "eth0", gateway).unwrap();
         });
         assert!(!a.knock([192, 0, 2, 2], 80));

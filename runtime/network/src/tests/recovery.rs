@@ -6,10 +6,10 @@ use std::{
 };
 
 use knarr_model::Transport;
+use knarr_netlink::Socket;
 
 use crate::{
     link,
-    netlink::Socket,
     testing::{Fake, Host, binding, get, in_netns},
 };
 

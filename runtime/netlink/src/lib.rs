@@ -1,17 +1,25 @@
 //! Netlink: messages written and read by hand, over a blocking socket.
 //!
-//! One writer serves both families that this room speaks, rtnetlink(7) and
+//! One writer serves both families that are spoken here, rtnetlink(7) and
 //! nfnetlink. A [`Packet`] holds one or more messages that go to the kernel in
 //! one send; [`Socket::send`] waits for the answer to each that asked for one.
+//! A socket belongs to the network namespace of the thread that opens it: [`within`]
+//! opens it in another's.
 //!
 //! **How it fails.** With the kernel's errno of the first message that failed.
 //! A kernel that does not answer within seconds is `TimedOut`, never a hang.
+
+#![forbid(unsafe_code)]
+
+mod netns;
+pub mod route;
 
 use std::{
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
+pub use netns::within;
 use nix::sys::{
     socket::{
         AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, getsockname,
@@ -28,24 +36,24 @@ const NLMSG_DONE: u16 = 3;
 /// `NLM_F_REQUEST`, on every message.
 const REQUEST: u16 = 0x1;
 /// `NLM_F_ACK`: the kernel answers success too.
-pub(crate) const ACK: u16 = 0x4;
+pub const ACK: u16 = 0x4;
 /// `NLM_F_DUMP`.
-pub(crate) const DUMP: u16 = 0x300;
+pub const DUMP: u16 = 0x300;
 /// `NLM_F_REPLACE`.
-pub(crate) const REPLACE: u16 = 0x100;
+pub const REPLACE: u16 = 0x100;
 /// `NLM_F_EXCL`.
-pub(crate) const EXCL: u16 = 0x200;
+pub const EXCL: u16 = 0x200;
 /// `NLM_F_CREATE`.
-pub(crate) const CREATE: u16 = 0x400;
+pub const CREATE: u16 = 0x400;
 /// `NLM_F_APPEND`.
-pub(crate) const APPEND: u16 = 0x800;
+pub const APPEND: u16 = 0x800;
 
 /// `NLA_F_NESTED`.
 const NESTED: u16 = 0x8000;
 
 /// Messages to the kernel that go in one send.
 #[derive(Debug, Default)]
-pub(crate) struct Packet {
+pub struct Packet {
     bytes: Vec<u8>,
     /// Where the message being written starts.
     start: usize,
@@ -55,12 +63,13 @@ pub(crate) struct Packet {
 }
 
 impl Packet {
-    pub(crate) fn new() -> Self {
+    /// One without messages.
+    pub fn new() -> Self {
         Self { bytes: Vec::with_capacity(512), ..Self::default() }
     }
 
     /// Begins a message; what is put next belongs to it.
-    pub(crate) fn message(&mut self, kind: u16, flags: u16, header: &[u8]) -> &mut Self {
+    pub fn message(&mut self, kind: u16, flags: u16, header: &[u8]) -> &mut Self {
         self.start = self.bytes.len();
         self.sequence += 1;
         if flags & ACK != 0 {
@@ -75,7 +84,7 @@ impl Packet {
     }
 
     /// Bytes as they are, padded to four: the fixed header of a message or of a nest.
-    pub(crate) fn raw(&mut self, bytes: &[u8]) -> &mut Self {
+    pub fn raw(&mut self, bytes: &[u8]) -> &mut Self {
         self.bytes.extend_from_slice(bytes);
         let padded = self.bytes.len().next_multiple_of(4);
         self.bytes.resize(padded, 0);
@@ -85,7 +94,7 @@ impl Packet {
     }
 
     /// An attribute.
-    pub(crate) fn put(&mut self, kind: u16, payload: &[u8]) -> &mut Self {
+    pub fn put(&mut self, kind: u16, payload: &[u8]) -> &mut Self {
         let length = (payload.len() + 4) as u16;
         self.bytes.extend_from_slice(&length.to_ne_bytes());
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
@@ -93,17 +102,17 @@ impl Packet {
     }
 
     /// A number as rtnetlink writes it, in the host's order.
-    pub(crate) fn u32(&mut self, kind: u16, value: u32) -> &mut Self {
+    pub fn u32(&mut self, kind: u16, value: u32) -> &mut Self {
         self.put(kind, &value.to_ne_bytes())
     }
 
     /// A number as nfnetlink writes it, in the network's order.
-    pub(crate) fn be32(&mut self, kind: u16, value: u32) -> &mut Self {
+    pub fn be32(&mut self, kind: u16, value: u32) -> &mut Self {
         self.put(kind, &value.to_be_bytes())
     }
 
     /// Text with its NUL.
-    pub(crate) fn text(&mut self, kind: u16, text: &str) -> &mut Self {
+    pub fn text(&mut self, kind: u16, text: &str) -> &mut Self {
         let mut bytes = Vec::with_capacity(text.len() + 1);
         bytes.extend_from_slice(text.as_bytes());
         bytes.push(0);
@@ -111,7 +120,7 @@ impl Packet {
     }
 
     /// An attribute that holds attributes.
-    pub(crate) fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) -> &mut Self {
+    pub fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) -> &mut Self {
         let at = self.bytes.len();
         self.put(kind | NESTED, &[]);
         fill(self);
@@ -121,7 +130,7 @@ impl Packet {
     }
 
     /// Asks for an answer to the message written last.
-    pub(crate) fn acknowledge(&mut self) {
+    pub fn acknowledge(&mut self) {
         if self.start > 0 {
             self.bytes[self.start + 6] |= ACK as u8;
             self.acks.push(self.sequence);
@@ -129,25 +138,25 @@ impl Packet {
     }
 
     /// What goes over the wire.
-    pub(crate) fn bytes(&self) -> &[u8] {
+    pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 }
 
 /// A netlink socket in the network namespace of the thread that opened it.
 #[derive(Debug)]
-pub(crate) struct Socket {
+pub struct Socket {
     fd: OwnedFd,
 }
 
 impl Socket {
     /// rtnetlink: links, addresses, routes.
-    pub(crate) fn route() -> io::Result<Self> {
+    pub fn route() -> io::Result<Self> {
         Self::open(SockProtocol::NetlinkRoute)
     }
 
     /// nfnetlink: the packet filter.
-    pub(crate) fn netfilter() -> io::Result<Self> {
+    pub fn netfilter() -> io::Result<Self> {
         Self::open(SockProtocol::NetlinkNetFilter)
     }
 
@@ -158,22 +167,22 @@ impl Socket {
     }
 
     /// Takes a larger packet than the default 208 KiB.
-    pub(crate) fn enlarge(&self, bytes: usize) -> io::Result<()> {
+    pub fn enlarge(&self, bytes: usize) -> io::Result<()> {
         Ok(setsockopt(&self.fd, sockopt::SndBufForce, &bytes)?)
     }
 
     /// Hears what happens, by the groups' bit mask.
-    pub(crate) fn subscribe(&self, groups: u32) -> io::Result<()> {
+    pub fn subscribe(&self, groups: u32) -> io::Result<()> {
         Ok(bind(self.fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?)
     }
 
     /// The kernel's number for this socket.
-    pub(crate) fn port(&self) -> io::Result<u32> {
+    pub fn port(&self) -> io::Result<u32> {
         Ok(getsockname::<NetlinkAddr>(self.fd.as_raw_fd())?.pid())
     }
 
     /// Sends all messages and waits for the answers they asked for.
-    pub(crate) fn send(&self, packet: &Packet) -> io::Result<()> {
+    pub fn send(&self, packet: &Packet) -> io::Result<()> {
         let mut buffer = buffer();
         // What is left of an answer given up on is not about this packet.
         while self.try_receive(&mut buffer)?.is_some() {}
@@ -199,7 +208,7 @@ impl Socket {
     }
 
     /// Sends one dump request and hands each answer to `each`: its type and payload.
-    pub(crate) fn dump(&self, packet: &Packet, mut each: impl FnMut(u16, &[u8])) -> io::Result<()> {
+    pub fn dump(&self, packet: &Packet, mut each: impl FnMut(u16, &[u8])) -> io::Result<()> {
         let mut buffer = buffer();
         send(self.fd.as_raw_fd(), &packet.bytes, MsgFlags::empty())?;
         loop {
@@ -231,7 +240,7 @@ impl Socket {
     }
 
     /// Without blocking; none when nothing is there.
-    pub(crate) fn try_receive<'a>(&self, buffer: &'a mut [u8]) -> io::Result<Option<&'a [u8]>> {
+    pub fn try_receive<'a>(&self, buffer: &'a mut [u8]) -> io::Result<Option<&'a [u8]>> {
         match recv(self.fd.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
             Ok(length) => Ok(Some(&buffer[..length])),
             Err(nix::errno::Errno::EAGAIN) => Ok(None),
@@ -241,7 +250,7 @@ impl Socket {
 }
 
 /// As large as any datagram that the kernel makes of a dump.
-pub(crate) fn buffer() -> Vec<u8> {
+pub fn buffer() -> Vec<u8> {
     vec![0; 32 << 10]
 }
 
@@ -267,18 +276,20 @@ impl AsRawFd for Socket {
 
 /// A message of the kernel.
 #[derive(Debug)]
-pub(crate) struct Message<'a> {
-    pub(crate) kind: u16,
-    pub(crate) sequence: u32,
+pub struct Message<'a> {
+    /// What it is: RTM_*, or a subsystem of nfnetlink and its message.
+    pub kind: u16,
+    /// The number of the request that it answers.
+    pub sequence: u32,
     /// The socket that asked; of a notification, whose change it was.
-    pub(crate) port: u32,
+    pub port: u32,
     /// Behind the netlink header.
-    pub(crate) payload: &'a [u8],
+    pub payload: &'a [u8],
 }
 
 /// The messages in a datagram.
 #[derive(Debug)]
-pub(crate) struct Messages<'a>(pub(crate) &'a [u8]);
+pub struct Messages<'a>(pub &'a [u8]);
 
 impl<'a> Iterator for Messages<'a> {
     type Item = Message<'a>;
@@ -299,7 +310,7 @@ impl<'a> Iterator for Messages<'a> {
 
 /// The attributes behind a fixed header: type without flags, and payload.
 #[derive(Debug)]
-pub(crate) struct Attributes<'a>(pub(crate) &'a [u8]);
+pub struct Attributes<'a>(pub &'a [u8]);
 
 impl<'a> Iterator for Attributes<'a> {
     type Item = (u16, &'a [u8]);
@@ -314,12 +325,12 @@ impl<'a> Iterator for Attributes<'a> {
 }
 
 /// A number in the host's order, where the payload is one.
-pub(crate) fn number(payload: &[u8]) -> Option<u32> {
+pub fn number(payload: &[u8]) -> Option<u32> {
     payload.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))
 }
 
 /// Text up to its NUL.
-pub(crate) fn text(payload: &[u8]) -> String {
+pub fn text(payload: &[u8]) -> String {
     let end = payload.iter().position(|byte| *byte == 0).unwrap_or(payload.len());
     String::from_utf8_lossy(&payload[..end]).into_owned()
 }
