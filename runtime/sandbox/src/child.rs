@@ -72,6 +72,12 @@ impl Child {
         self.0.pidfd.as_fd()
     }
 
+    /// The same, to be given away.
+    pub(crate) fn pidfd_copy(&self) -> Result<OwnedFd, Error> {
+        let copy = self.pidfd().try_clone_to_owned();
+        copy.map_err(|error| Error::system("copy a descriptor", error))
+    }
+
     /// Field 22 of `/proc/PID/stat`: start time in clock ticks since boot. To
     /// be asked before it is reaped; zero after.
     pub fn start_time(&self) -> u64 {
@@ -99,6 +105,12 @@ impl Child {
                 return Ok(status);
             }
         }
+    }
+
+    /// Kills it, and says how it ended, maybe before.
+    pub(crate) fn end(&self) -> Result<ExitStatus, Error> {
+        let _ = self.kill(knarr_model::Signal::KILL);
+        self.wait_blocking()
     }
 
     /// How it ended, if it has; reaps it then.

@@ -294,26 +294,17 @@ fn run_inside(
             ..Birth::default()
         };
         let mut launched = launch(&birth, &stdio)?;
-        let pidfd = || {
-            let copy = init.pidfd().try_clone_to_owned();
-            copy.map_err(|error| Error::system("copy a descriptor", error))
-        };
         let sent = launched.send(&ops, |wish| match wish {
-            Wish::Container => Some(pidfd()),
+            Wish::Container => Some(init.pidfd_copy()),
             _ => None,
         });
-        if let Err(error) = sent.and_then(|()| launched.await_exec(&ops)) {
-            // As long as it is not waited for, the container's pid namespace does not end.
-            let _ = launched.child.kill(knarr_model::Signal::KILL);
-            let _ = launched.child.wait_blocking();
-            return Err(error);
-        }
+        let begun = sent.and_then(|()| launched.await_exec(&ops));
+        launched.or_end(begun)?;
         Ok((launched.child.clone(), words))
     };
     let (child, words) = run().map_err(|error| error.to_string())?;
     if !within(child.pidfd(), hook.timeout()) {
-        let _ = child.kill(knarr_model::Signal::KILL);
-        let _ = child.wait_blocking();
+        let _ = child.end();
         return Err(late(hook, &words));
     }
     let status = child.wait_blocking().map_err(|error| error.to_string())?;

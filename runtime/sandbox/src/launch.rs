@@ -227,8 +227,7 @@ impl Launched {
 
     /// What a broken conversation means: how the child ended, where it has.
     fn broken(&self, what: &str, errno: Errno) -> Error {
-        let _ = self.child.kill(knarr_model::Signal::KILL);
-        match self.child.wait_blocking() {
+        match self.child.end() {
             Ok(status) if status.signal.is_none() && (1..200).contains(&status.code) => {
                 let errno = Errno::from_raw_os_error(status.code as i32);
                 Error::system("execute knarr-init", errno)
@@ -290,6 +289,12 @@ impl Launched {
             None => Ok(()),
             Some(frame) => Err(self.failed(ops, frame)),
         }
+    }
+
+    /// Ends it where something went wrong. As long as it is not waited for, the pid
+    /// namespace that it was born in does not end.
+    pub(crate) fn or_end<T>(&self, done: Result<T, Error>) -> Result<T, Error> {
+        done.inspect_err(|_| drop(self.child.end()))
     }
 
     /// The master of the terminal, once.
@@ -376,8 +381,7 @@ impl Launched {
 
     /// An operation failed: the sentence about it.
     fn failed(&self, ops: &Ops, frame: Frame) -> Error {
-        let _ = self.child.kill(knarr_model::Signal::KILL);
-        let _ = self.child.wait_blocking();
+        let _ = self.child.end();
         sentence(ops, frame)
     }
 }

@@ -111,8 +111,7 @@ impl IdMaps {
             fs::File::open(format!("/proc/{pid}/ns/user"))
                 .map_err(|error| Error::system("open a user namespace", error))
         });
-        let _ = launched.child.kill(knarr_model::Signal::KILL);
-        let _ = launched.child.wait_blocking();
+        let _ = launched.child.end();
         opened.map(OwnedFd::from)
     }
 }
