@@ -44,6 +44,7 @@ mod container;
 mod copyup;
 mod error;
 mod hooks;
+mod interfaces;
 mod launch;
 mod lsm;
 mod ops;

@@ -182,8 +182,6 @@ fn check(spec: &Spec) -> Result<()> {
         linux.is_none_or(|linux| linux.intel_rdt().is_none()),
         "intelRdt is specified in config, but Intel RDT is not supported or enabled"
     );
-    let moves = linux.and_then(|linux| linux.net_devices().as_ref());
-    ensure!(moves.is_none_or(|all| all.is_empty()), "linux.netDevices is not supported");
     Ok(())
 }
 

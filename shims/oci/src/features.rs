@@ -67,6 +67,7 @@ pub(crate) fn features() -> Outcome {
             "selinux": { "enabled": true },
             "mountExtensions": { "idmap": { "enabled": true } },
             "intelRdt": { "enabled": false },
+            "netDevices": { "enabled": true },
         },
         "annotations": { "dev.knarr.oci.version": env!("CARGO_PKG_VERSION") },
     });

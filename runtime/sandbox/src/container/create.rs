@@ -10,6 +10,7 @@ use super::{
 use crate::{
     Cgroup, Child, CreateOptions, Error, Failure, INIT_ANNOTATION, Manner, copyup,
     hooks::{Hooks, Inside, Moment},
+    interfaces::{Interfaces, Taken},
     launch::{Birth, Launched, launch, oom_score, pid_namespace},
     lsm,
     ops::{IdMaps, Ops, Wish},
@@ -36,18 +37,24 @@ struct Undo {
     cgroup: Option<Cgroup>,
     unit: Option<Box<Unit>>,
     child: Option<Child>,
+    interfaces: Option<Taken>,
 }
 
 impl Undo {
     /// The container's group, and what systemd knows it as.
     fn keep(mut self) -> (Cgroup, Option<Box<Unit>>) {
         self.child = None;
+        if let Some(taken) = self.interfaces.take() {
+            taken.keep();
+        }
         (self.cgroup.take().expect("every container has one"), self.unit.take())
     }
 }
 
 impl Drop for Undo {
     fn drop(&mut self) {
+        // As long as their namespace is there.
+        self.interfaces = None;
         if let Some(child) = &self.child {
             let _ = child.end();
         }
@@ -86,6 +93,7 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
     let seccomp = seccomp::Choice::of(spec)?;
     let mount_label = lsm::mount_label(spec);
     lsm::check(process)?;
+    let interfaces = Interfaces::of(spec, &namespaces)?;
 
     let mut undo = Undo::default();
     let unit = Unit::of(spec, id)?;
@@ -107,7 +115,7 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
         created: namespaces.created,
         visible: contained && maps.is_some(),
         // Who does not wait for it to be ready may look too early.
-        network_later: !hasty,
+        network_later: !hasty && interfaces.is_empty(),
         pid_namespace: joined.as_ref().map(AsFd::as_fd),
         cgroup: undo.cgroup.as_ref().and_then(Cgroup::born_in),
         teller: teller.clone(),
@@ -123,6 +131,11 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
     let cgroup = undo.cgroup.as_ref().expect("made or adopted");
     if let Some(maps) = &maps {
         maps.write(launched.child.pid())?;
+    }
+    // One that is to belong to a joined user namespace is made later, from within that.
+    let network_inside = namespaces.inside & plan::NET != 0;
+    if !network_inside {
+        undo.interfaces = interfaces.take(&namespaces, launched.child.pid())?;
     }
 
     // A profile that nobody has compiled yet is compiled meanwhile.
@@ -181,8 +194,11 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
     let unseen = hasty && hooks.is_none() && terminal.is_none() && !tunes_interfaces(linux);
     if holding.is_some() {
         launched.await_hold(&ops)?;
-    } else if !unseen {
+    } else if !unseen || network_inside {
         launched.await_ready(&ops)?;
+    }
+    if network_inside {
+        undo.interfaces = interfaces.take(&namespaces, launched.child.pid())?;
     }
     if let Some(hooks) = holding {
         run_create_hooks(hooks, &launched.child, exec_kinds(&namespaces))?;

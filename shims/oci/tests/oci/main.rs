@@ -5,6 +5,7 @@
 mod callers;
 mod engines;
 mod hooks;
+mod interfaces;
 mod life;
 mod rootless;
 mod specification;

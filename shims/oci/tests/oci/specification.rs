@@ -11,14 +11,15 @@ use serde_json::{Value, json};
 use crate::support::Bundle;
 
 /// Ten thousand users from 100000 on.
-fn with_users(bundle: &mut Bundle) {
+pub fn with_users(bundle: &mut Bundle) {
     let map = json!([{ "containerID": 0, "hostID": 100_000, "size": 10_000 }]);
     bundle.config["linux"]["uidMappings"] = map.clone();
     bundle.config["linux"]["gidMappings"] = map;
     namespace(bundle, json!({ "type": "user" }));
 }
 
-fn namespace(bundle: &mut Bundle, new: Value) {
+/// Instead of the one of its kind.
+pub fn namespace(bundle: &mut Bundle, new: Value) {
     let all = bundle.config["linux"]["namespaces"].as_array_mut().expect("namespaces");
     all.retain(|one| one["type"] != new["type"]);
     all.push(new);
