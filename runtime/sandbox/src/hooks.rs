@@ -37,6 +37,7 @@ use serde_json::json;
 
 use crate::{
     Child, Error, Failure, Stdio,
+    error::describe,
     launch::{Birth, launch},
     ops::{Ops, Strings, Wish, c_string},
     plan::{self, Context},
@@ -374,10 +375,6 @@ fn said(words: &File) -> String {
         Ok(text) if !text.is_empty() => format!(", output: {text}"),
         _ => String::new(),
     }
-}
-
-fn describe(error: &std::io::Error) -> String {
-    crate::error::describe(error)
 }
 
 fn memory(name: &str, bytes: &[u8]) -> std::io::Result<File> {

@@ -410,7 +410,7 @@ fn sentence(ops: &Ops, frame: Frame) -> Error {
         _ => "the container".to_owned(),
     };
     match op {
-        Op::Lookup { candidates } => {
+        Op::Lookup { .. } => {
             let name = ops.iter().find_map(|op| match op {
                 Op::Exec { argv, .. } => argv.iter().next().map(show),
                 _ => None,
@@ -427,7 +427,6 @@ fn sentence(ops: &Ops, frame: Frame) -> Error {
                 }
                 _ => (Failure::NotExecutable, words),
             };
-            let _ = candidates;
             Error::new(failure, format!("exec: {name:?}: {why}"))
         }
         Op::Exec { argv, .. } => {

@@ -27,7 +27,7 @@
 //! |---|---|
 //! | [`knarr_model::task::WASM_ANNOTATION`] | the Wasm jail: see [`wasm`](crate::Container) and RELIABILITY C.4 |
 //! | [`SECCOMP_ANNOTATION`] = `default` | the embedded Docker profile, resolved for the process's capabilities (leave `linux.seccomp` out) |
-//! | [`SYSTEMD_ANNOTATION`] = `true` | systemd makes the control group |
+//! | [`SYSTEMD_ANNOTATION`] = [`systemd_manager`]'s | systemd makes the control group |
 //! | [`INIT_ANNOTATION`] = `true` | knarr-init stays as PID 1, forwards signals and reaps (`--init`) |
 //!
 //! `process.user.username`, where set, is Docker's `user[:group]`: it is
@@ -74,4 +74,5 @@ pub use options::{
     SYSTEMD_ANNOTATION, Stdio,
 };
 pub use peek::open_in_root;
+pub use systemd::systemd_manager;
 pub use user::{ResolvedUser, resolve_user};

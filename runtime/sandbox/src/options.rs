@@ -12,8 +12,8 @@ use crate::SubGroup;
 /// Annotation: `default` is the embedded Docker seccomp profile.
 pub const SECCOMP_ANNOTATION: &str = "dev.knarr.seccomp";
 
-/// Annotation: `true` lets systemd make the control group, a scope by the
-/// specification's `cgroupsPath`: `slice:prefix:name`.
+/// Annotation: lets systemd make the control group, a scope by the specification's
+/// `cgroupsPath`: `slice:prefix:name`. The value is [`systemd_manager`](crate::systemd_manager)'s.
 pub const SYSTEMD_ANNOTATION: &str = "dev.knarr.systemd";
 
 /// Annotation: `true` keeps knarr-init as PID 1 (`docker run --init`).

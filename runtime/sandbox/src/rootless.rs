@@ -17,9 +17,12 @@
 
 use std::{
     fs, io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
-    sync::OnceLock,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 use nix::sched::{CloneFlags, setns, unshare};
@@ -32,16 +35,31 @@ use crate::{
     plan::{Identity, USER},
 };
 
-static CONTAINED: OnceLock<bool> = OnceLock::new();
+/// We have joined one ourselves.
+static JOINED: AtomicBool = AtomicBool::new(false);
+
+/// Whether we have become root of a user's namespace ourselves.
+pub(crate) fn joined() -> bool {
+    JOINED.load(Relaxed)
+}
 
 /// Whether we are in a user namespace that is not the host's.
 pub fn contained() -> bool {
+    static BORN: OnceLock<bool> = OnceLock::new();
     // The first one maps everybody to himself (user_namespaces(7)).
     let mapped = || {
         let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
         map.split_ascii_whitespace().ne(["0", "0", "4294967295"])
     };
-    *CONTAINED.get_or_init(|| !rustix::process::geteuid().is_root() || mapped())
+    joined() || *BORN.get_or_init(|| !rustix::process::geteuid().is_root() || mapped())
+}
+
+/// Whether a user's own is meant, his runtime directory and his systemd, rather than the
+/// host's: not for its root, nor for who says that he is root (runc
+/// `shouldHonorXDGRuntimeDir`).
+pub fn is_a_users() -> bool {
+    let root = std::env::var_os("USER").is_some_and(|user| user == "root");
+    joined() || !rustix::process::geteuid().is_root() || contained() && !root
 }
 
 /// Makes the user namespace of a specification, becomes its root, and takes it out of
@@ -94,10 +112,10 @@ pub fn rejoin(pid: u32) -> Result<(), Error> {
     join(namespace.as_fd())
 }
 
-fn join(namespace: std::os::fd::BorrowedFd<'_>) -> Result<(), Error> {
+fn join(namespace: BorrowedFd<'_>) -> Result<(), Error> {
     setns(namespace, CloneFlags::CLONE_NEWUSER)
         .map_err(|errno| Error::system("join the user namespace", io::Error::from(errno)))?;
-    let _ = CONTAINED.set(true);
+    JOINED.store(true, Relaxed);
     Ok(())
 }
 

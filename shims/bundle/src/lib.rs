@@ -212,10 +212,15 @@ pub fn adopt(spec: &mut Spec, launch: Option<&WasmLaunch>) -> Result<()> {
 }
 
 /// Lets systemd make the control group: the caller's word, never the bundle's.
-pub fn by_systemd(spec: &mut Spec) {
+///
+/// # Errors
+/// Where a user's own manager is to make it and does not answer.
+pub fn by_systemd(spec: &mut Spec) -> Result<()> {
+    let manager = knarr_sandbox::systemd_manager()?;
     let mut annotations = spec.annotations().clone().unwrap_or_default();
-    annotations.insert(knarr_sandbox::SYSTEMD_ANNOTATION.to_owned(), "true".to_owned());
+    annotations.insert(knarr_sandbox::SYSTEMD_ANNOTATION.to_owned(), manager);
     spec.set_annotations(Some(annotations));
+    Ok(())
 }
 
 #[cfg(test)]

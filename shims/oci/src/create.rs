@@ -144,7 +144,7 @@ fn make(
     let (inherited, listening) = global.inherited.take();
     adopt(&mut spec, dir)?;
     if global.flags.has("systemd-cgroup") {
-        knarr_bundle::by_systemd(&mut spec);
+        knarr_bundle::by_systemd(&mut spec)?;
     }
     if listening > 0 {
         tell_of_sockets(&mut spec, listening);

@@ -45,7 +45,7 @@ pub(crate) fn features() -> Outcome {
         "linux": {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
             "capabilities": CAPABILITIES,
-            "cgroup": { "v1": true, "v2": true, "systemd": true, "systemdUser": false },
+            "cgroup": { "v1": true, "v2": true, "systemd": true, "systemdUser": true },
             "seccomp": {
                 "enabled": true,
                 "actions": [

@@ -27,7 +27,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use knarr_sandbox::{Container, Left};
+use knarr_sandbox::{Container, Left, rootless};
 use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 
@@ -98,19 +98,11 @@ pub(crate) struct Known {
 pub(crate) fn root(global: &Global) -> PathBuf {
     match global.flags.get("root").filter(|root| !root.is_empty()) {
         Some(root) => PathBuf::from(root),
-        None => match std::env::var_os("XDG_RUNTIME_DIR").filter(|_| is_a_users()) {
+        None => match std::env::var_os("XDG_RUNTIME_DIR").filter(|_| rootless::is_a_users()) {
             Some(dir) => Path::new(&dir).join("knarr-oci"),
             None => PathBuf::from("/run/knarr-oci"),
         },
     }
-}
-
-/// Whether the runtime directory of the environment is meant (runc
-/// `shouldHonorXDGRuntimeDir`): not the host's root, nor who says that he is root.
-fn is_a_users() -> bool {
-    !rustix::process::geteuid().is_root()
-        || knarr_sandbox::rootless::contained()
-            && std::env::var_os("USER").is_none_or(|user| user != "root")
 }
 
 /// A name that is one of a file and of a cgroup (runc `validateID`).
@@ -275,7 +267,7 @@ impl Known {
         let known = Self::find(global, id)?;
         match &known.container {
             Some(container) if known.record.rootless && !rustix::process::geteuid().is_root() => {
-                knarr_sandbox::rootless::rejoin(container.init().pid())?;
+                rootless::rejoin(container.init().pid())?;
                 Self::read(known.home)
             }
             _ => Ok(known),

@@ -236,7 +236,7 @@ impl Tasks {
             };
             knarr_bundle::adopt(&mut spec, launch.as_ref())?;
             if systemd {
-                knarr_bundle::by_systemd(&mut spec);
+                knarr_bundle::by_systemd(&mut spec)?;
             }
         }
         Ok(spec)

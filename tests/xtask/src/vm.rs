@@ -128,9 +128,10 @@ fn write_initramfs(path: &Path, modules: &Path, work: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The files of a system that runs one script and, when that says so, a bus.
-const SYSTEM: [(&str, &str); 6] = [
-    ("passwd", "root:x:0:0:root:/root:/bin/sh\n"),
+/// The files of a system that runs one script and, when that says so, a bus, and a manager
+/// of a user's, with a bus of his.
+const SYSTEM: [(&str, &str); 10] = [
+    ("passwd", "root:x:0:0:root:/root:/bin/sh\nsailor:x:1000:1000:sailor:/tmp:/bin/sh\n"),
     ("systemd/system/default.target", "[Unit]\nRequires=knarr.service\n"),
     (
         "systemd/system/knarr.service",
@@ -147,6 +148,19 @@ const SYSTEM: [(&str, &str); 6] = [
          ExecStart=/knarr/dbus-daemon --config-file=/etc/dbus.conf --address=systemd: --nofork --nopidfile\n",
     ),
     (
+        "systemd/system/knarr-user.service",
+        "[Unit]\nDefaultDependencies=no\n[Service]\nType=notify\nUser=1000\nSlice=user-1000.slice\n\
+         Delegate=yes\nEnvironment=XDG_RUNTIME_DIR=/run/user/1000\nExecStart=/knarr/systemd --user\n\
+         KillSignal=SIGKILL\n",
+    ),
+    ("systemd/user/default.target", "[Unit]\nDefaultDependencies=no\n"),
+    ("systemd/user/dbus.socket", "[Unit]\nDefaultDependencies=no\n[Socket]\nListenStream=%t/bus\n"),
+    (
+        "systemd/user/dbus.service",
+        "[Unit]\nDefaultDependencies=no\nRequires=dbus.socket\n[Service]\nType=notify\n\
+         ExecStart=/knarr/dbus-daemon --config-file=/etc/dbus.conf --address=systemd: --nofork --nopidfile\n",
+    ),
+    (
         "dbus.conf",
         "<busconfig><type>system</type><listen>unix:path=/run/dbus/system_bus_socket</listen>\
          <auth>EXTERNAL</auth><policy context=\"default\"><allow user=\"*\"/><allow own=\"*\"/>\
@@ -159,9 +173,15 @@ fn write_systemd(path: &Path, work: &Path) -> Result<()> {
     let tree = unpack_systemd(work)?;
     let mut archive = Cpio::with_basics(&["knarr-oci", "knarr-wasm"])?;
     archive.file("knarr/systemd.sh", include_bytes!("../vm/systemd.sh"), 0o755);
-    for directory in
-        ["lib", "lib/x86_64-linux-gnu", "lib64", "etc", "etc/systemd", "etc/systemd/system"]
-    {
+    for directory in [
+        "lib",
+        "lib/x86_64-linux-gnu",
+        "lib64",
+        "etc",
+        "etc/systemd",
+        "etc/systemd/system",
+        "etc/systemd/user",
+    ] {
         archive.directory(directory);
     }
     for (name, text) in SYSTEM {

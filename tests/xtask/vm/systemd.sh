@@ -72,6 +72,38 @@ mv /run/dbus /run/elsewhere
 has "without either" "/run/dbus/system_bus_socket: no such file or directory; /run/systemd/private: no such" "$(oci run --bundle $B four 2>&1)"
 mv /run/systemd/elsewhere /run/systemd/private
 is "nothing is left" "" "$(oci list -q; systemctl list-units --all --plain --no-legend 'vm-*' 'knarr-*.scope')"
+stamp "a user's manager"
+U=/run/user/1000
+# A user's manager asks the system's to move what was not born beneath it.
+mv /run/elsewhere /run/dbus
+mkdir -p $U $U/state; chown -R 1000:1000 $U; chmod 700 $U
+systemctl start knarr-user.service; is "his manager is started" 0 $?
+cp -r $B/rootfs $U/; chown -R 1000:1000 $U/rootfs
+as() { su -s /bin/sh sailor -c "cd $U && export XDG_RUNTIME_DIR=$U && exec $*"; }
+own() { as knarr-oci --root $U/state --systemd-cgroup "$@"; }
+own spec --rootless; is "spec" 0 $?
+sed -i 's/"terminal": true/"terminal": false/; s/"readonly": true/"readonly": false/' $U/config.json
+sed '/"args": \[/,/\]/c\"args": ARGS,' $U/config.json > $U/plain.json
+args() { sed "s|ARGS|$1|; s|\"linux\": {|\"linux\": { $2|" $U/plain.json > $U/config.json; }
+G=/sys/fs/cgroup/user.slice/user-1000.slice/knarr-user.service/user.slice
+limits='"cgroupsPath": "user.slice:libpod:two", "resources": { "pids": { "limit": 10 }, "memory": { "limit": 67108864 } },'
+for how in "his manager's own socket" "his bus"; do
+  args '["sh","-c","cat /sys/fs/cgroup/pids.max /sys/fs/cgroup/memory.max; exit 7"]' "$limits"
+  own run one < /dev/null > $U/out 2>&1; is "over $how: run" "7 10 67108864" "$? $(xargs < $U/out)"
+  args '["sleep","1000"]' "$limits"
+  own run --detach two < /dev/null > $U/out 2>&1; is "in the background" 0 $?; cat $U/out
+  is "its group is his manager's" 1 "$(wc -l < $G/libpod-two.scope/cgroup.procs)"
+  is "that knows its limits" "67108864 10" "$(as systemctl --user show --property MemoryMax --value libpod-two.scope) $(as systemctl --user show --property TasksMax --value libpod-two.scope)"
+  own exec two sh -c "'exit 3'"; is "exec" 3 $?
+  own pause two; is "pause" 1 "$(cat $G/libpod-two.scope/cgroup.freeze)"
+  own resume two; own update --memory 33554432 two; is "update" 33554432 "$(cat $G/libpod-two.scope/memory.max)"
+  own delete --force two; is "delete" 0 $?
+  is "no group is left" no "$([ -e $G/libpod-two.scope ] && echo yes || echo no)"
+  is "no unit is left" "" "$(as systemctl --user list-units --all --plain --no-legend "'libpod-*'")"
+  as systemctl --user start dbus.service; is "his bus is started" 0 $?
+done
+has "without either" "$U/none/bus: no such file or directory; $U/none/systemd/private: no such" "$(as env XDG_RUNTIME_DIR=$U/none knarr-oci --root $U/state --systemd-cgroup run two 2>&1)"
+systemctl stop knarr-user.service; is "his manager is stopped" 0 $?
 stamp "end"
 [ $failed = 0 ] && echo "knarr-vm: all passed" || echo "knarr-vm: failures"
 poweroff -f

@@ -167,10 +167,19 @@ impl Container {
         drop(stdio);
         let mut inherited = inherited.into_iter();
         let mut begin = || {
-            match &below {
-                Some(below) => below.take(launched.child.pid())?,
-                None if cgroup.is_none() => self.cgroup.place(launched.child.pid())?,
-                None => {}
+            let take = |pid| match &below {
+                Some(below) => below.take(pid),
+                None if cgroup.is_none() => self.cgroup.place(pid),
+                None => Ok(()),
+            };
+            let pid = launched.child.pid();
+            match (take(pid), &self.unit) {
+                // Who made it may have no right to where this one was born.
+                (Err(_), Some(unit)) if unit.is_a_users() => {
+                    unit.attach(pid)?;
+                    take(pid)?;
+                }
+                (done, _) => done?,
             }
             if foreign {
                 crate::affinity::set(&launched.child, process.exec_cpu_affinity().as_ref())?;

@@ -12,14 +12,12 @@
 use std::{
     io::{Read, Write},
     os::unix::net::UnixStream,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
 use crate::{Error, Failure};
 
-/// The system's bus, then the manager's own socket, which takes only root.
-const SOCKETS: [&str; 2] = ["/run/dbus/system_bus_socket", "/run/systemd/private"];
 /// Longer than any job of ours should take (runc waits as long).
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Far more than any answer has.
@@ -30,6 +28,7 @@ const MANAGER: Target = Target {
     path: "/org/freedesktop/systemd1",
     interface: "org.freedesktop.systemd1.Manager",
 };
+const PROPERTIES: Target = Target { interface: "org.freedesktop.DBus.Properties", ..MANAGER };
 const DAEMON: Target = Target {
     destination: "org.freedesktop.DBus",
     path: "/org/freedesktop/DBus",
@@ -40,6 +39,85 @@ struct Target {
     destination: &'static str,
     path: &'static str,
     interface: &'static str,
+}
+
+/// Whose service manager it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// The system's.
+    System,
+    /// That of the user who we are outside of our user namespace.
+    User,
+}
+
+/// Where a manager is spoken to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Socket {
+    /// A bus is between.
+    Bus(PathBuf),
+    /// The manager's own, which takes its user only.
+    Own(PathBuf),
+}
+
+impl Socket {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Bus(path) | Self::Own(path) => path,
+        }
+    }
+}
+
+impl Whose {
+    /// Whether it is known where it could be.
+    pub(super) fn is_named(self) -> bool {
+        !self.sockets().is_empty()
+    }
+
+    /// In the order in which they are tried.
+    fn sockets(self) -> Vec<Socket> {
+        match self {
+            Self::System => vec![
+                Socket::Bus("/run/dbus/system_bus_socket".into()),
+                Socket::Own("/run/systemd/private".into()),
+            ],
+            Self::User => {
+                let text = |name| std::env::var(name).ok().filter(|text| !text.is_empty());
+                of_user(text("DBUS_SESSION_BUS_ADDRESS"), text("XDG_RUNTIME_DIR"))
+            }
+        }
+    }
+}
+
+/// What a user's environment says of his bus and his manager.
+fn of_user(address: Option<String>, runtime_dir: Option<String>) -> Vec<Socket> {
+    // `unix:path=/run/user/1000/bus,guid=…;…` (D-Bus specification, "Server Addresses").
+    let path = |one: &str| {
+        let path =
+            one.strip_prefix("unix:")?.split(',').find_map(|pair| pair.strip_prefix("path="));
+        path.and_then(unescaped).map(Socket::Bus)
+    };
+    let named = address.iter().flat_map(|address| address.split(';')).filter_map(path);
+    let dir = runtime_dir.iter().map(Path::new);
+    let usual = dir
+        .flat_map(|dir| [Socket::Bus(dir.join("bus")), Socket::Own(dir.join("systemd/private"))]);
+    let mut all: Vec<Socket> = named.collect();
+    for one in usual {
+        if !all.contains(&one) {
+            all.push(one);
+        }
+    }
+    all
+}
+
+/// An address's value, in which bytes may be written as `%20`.
+fn unescaped(value: &str) -> Option<PathBuf> {
+    let mut parts = value.split('%');
+    let mut bytes = parts.next()?.as_bytes().to_vec();
+    for part in parts {
+        bytes.push(u8::from_str_radix(part.get(..2)?, 16).ok()?);
+        bytes.extend(&part.as_bytes()[2..]);
+    }
+    String::from_utf8(bytes).ok().map(PathBuf::from)
 }
 
 /// The value of a unit's property.
@@ -145,11 +223,9 @@ impl Writer {
                 }
             }),
             Value::Bytes(all) => self.array(1, |out| out.0.extend(all)),
-            Value::U32s(all) => self.array(4, |out| {
-                for one in all {
-                    out.u32(*one);
-                }
-            }),
+            Value::U32s(all) => {
+                self.numbers(all);
+            }
             Value::Pairs(all) => self.array(8, |out| {
                 for (first, second) in all {
                     out.align(8);
@@ -157,6 +233,16 @@ impl Writer {
                 }
             }),
         }
+    }
+
+    /// `au`.
+    pub(super) fn numbers(&mut self, all: &[u32]) -> &mut Self {
+        self.array(4, |out| {
+            for one in all {
+                out.u32(*one);
+            }
+        });
+        self
     }
 
     /// `a(sv)`.
@@ -250,6 +336,11 @@ impl Message {
         Some(new)
     }
 
+    /// The text that it begins with, where it does.
+    fn first(&self) -> &str {
+        self.texts().text().unwrap_or_default()
+    }
+
     fn texts(&self) -> Reader<'_> {
         Reader { bytes: &self.body, at: 0 }
     }
@@ -285,19 +376,21 @@ pub(super) struct Bus {
 
 impl Bus {
     /// By the first socket that answers.
-    pub(super) fn connect() -> Result<Self, Error> {
+    pub(super) fn connect(whose: Whose) -> Result<Self, Error> {
         let mut failures = Vec::new();
-        for socket in SOCKETS {
-            let stream = match UnixStream::connect(socket) {
+        for socket in whose.sockets() {
+            let path = socket.path().to_owned();
+            let stream = match UnixStream::connect(&path) {
                 Ok(stream) => stream,
                 Err(error) => {
-                    failures.push(format!("{socket}: {}", crate::error::describe(&error)));
+                    let why = crate::error::describe(&error);
+                    failures.push(format!("{}: {why}", path.display()));
                     continue;
                 }
             };
-            let mut bus = Self { socket: socket.into(), stream, serial: 0, done: Vec::new() };
+            let mut bus = Self { socket: path, stream, serial: 0, done: Vec::new() };
             bus.greet()?;
-            if socket == SOCKETS[0] {
+            if matches!(socket, Socket::Bus(_)) {
                 bus.must(&DAEMON, "Hello", "", &Writer::default())?;
                 let mut rule = Writer::default();
                 rule.text(
@@ -309,6 +402,9 @@ impl Bus {
                 bus.wake()?;
             }
             return Ok(bus);
+        }
+        if failures.is_empty() {
+            failures.push("neither DBUS_SESSION_BUS_ADDRESS nor XDG_RUNTIME_DIR is set".to_owned());
         }
         let text = format!("connect to systemd: {}", failures.join("; "));
         Err(Error::new(Failure::System, text))
@@ -323,22 +419,23 @@ impl Bus {
         Error::new(Failure::System, text)
     }
 
-    /// Says who we are, which the kernel confirms.
+    /// Lets the kernel say who we are: the number that we would give is another where a
+    /// user namespace is between.
     fn greet(&mut self) -> Result<(), Error> {
-        let uid = rustix::process::geteuid().as_raw().to_string();
-        let hex: String = uid.bytes().map(|byte| format!("{byte:02x}")).collect();
         let mut talk = || -> std::io::Result<bool> {
             self.stream.set_read_timeout(Some(PATIENCE))?;
             self.stream.set_write_timeout(Some(PATIENCE))?;
-            self.stream.write_all(format!("\0AUTH EXTERNAL {hex}\r\n").as_bytes())?;
-            let mut line = Vec::new();
-            while !line.ends_with(b"\r\n") && line.len() < 1024 {
-                let mut byte = [0];
-                self.stream.read_exact(&mut byte)?;
-                line.extend(byte);
-            }
-            if !line.starts_with(b"OK ") {
-                return Ok(false);
+            self.stream.write_all(b"\0AUTH EXTERNAL\r\nDATA\r\n")?;
+            for wanted in [&b"DATA"[..], b"OK "] {
+                let mut line = Vec::new();
+                while !line.ends_with(b"\r\n") && line.len() < 1024 {
+                    let mut byte = [0];
+                    self.stream.read_exact(&mut byte)?;
+                    line.extend(byte);
+                }
+                if !line.starts_with(wanted) {
+                    return Ok(false);
+                }
             }
             self.stream.write_all(b"BEGIN\r\n")?;
             Ok(true)
@@ -372,7 +469,17 @@ impl Bus {
         signature: &str,
         body: &Writer,
     ) -> Result<String, Trouble> {
-        self.ask(&MANAGER, member, signature, body)
+        self.ask(&MANAGER, member, signature, body).map(|answer| answer.first().to_owned())
+    }
+
+    /// A property of the manager's that is a text.
+    pub(super) fn property(&mut self, name: &str) -> Result<String, Error> {
+        let mut body = Writer::default();
+        body.text(MANAGER.interface).text(name);
+        let answer = self.must(&PROPERTIES, "Get", "ss", &body)?;
+        let mut reader = answer.texts();
+        let text = reader.signature().filter(|kind| *kind == "s").and_then(|_| reader.text());
+        text.map(str::to_owned).ok_or_else(|| self.strange())
     }
 
     fn must(
@@ -381,7 +488,7 @@ impl Bus {
         member: &str,
         signature: &str,
         body: &Writer,
-    ) -> Result<String, Error> {
+    ) -> Result<Message, Error> {
         self.ask(target, member, signature, body).map_err(|trouble| trouble.into_error(member))
     }
 
@@ -391,17 +498,17 @@ impl Bus {
         member: &str,
         signature: &str,
         body: &Writer,
-    ) -> Result<String, Trouble> {
+    ) -> Result<Message, Trouble> {
         self.serial += 1;
         let message = message(self.serial, target, member, signature, body);
         self.stream.write_all(&message).map_err(|error| Trouble::Lost(self.lost(error)))?;
         loop {
             let message = self.receive().map_err(Trouble::Lost)?;
-            let first = message.texts().text().unwrap_or_default().to_owned();
             match message.kind {
-                REPLY if message.reply_to == self.serial => return Ok(first),
+                REPLY if message.reply_to == self.serial => return Ok(message),
                 ERROR if message.reply_to == self.serial => {
-                    return Err(Trouble::Refused(Refused { name: message.error, text: first }));
+                    let text = message.first().to_owned();
+                    return Err(Trouble::Refused(Refused { name: message.error, text }));
                 }
                 _ => self.heard(&message),
             }
@@ -515,6 +622,26 @@ mod tests {
         let mut wanted = wanted.to_vec();
         wanted[8] = length;
         assert_eq!(body.0, wanted);
+    }
+
+    #[test]
+    fn a_users_manager_is_where_his_environment_says() {
+        let of = |address: &str, dir: &str| {
+            let some = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+            of_user(some(address), some(dir))
+        };
+        let bus = |path: &str| Socket::Bus(path.into());
+        let own = Socket::Own("/run/user/7/systemd/private".into());
+        assert_eq!(of("", ""), []);
+        assert_eq!(of("", "/run/user/7"), [bus("/run/user/7/bus"), own.clone()]);
+        assert_eq!(
+            of("unix:path=/run/user/7/bus,guid=0a", "/run/user/7"),
+            [bus("/run/user/7/bus"), own.clone()]
+        );
+        assert_eq!(
+            of("tcp:host=x;unix:abstract=y;unix:guid=1,path=/a%20b;unix:path=%2", "/run/user/7"),
+            [bus("/a b"), bus("/run/user/7/bus"), own]
+        );
     }
 
     #[test]

@@ -12,25 +12,46 @@
 //! specification with [`SYSTEMD_ANNOTATION`] comes here, and nothing of this
 //! costs the others anything. It fails where no systemd answers, naming the
 //! sockets that were tried, and where a job does not end as `done`.
+//!
+//! For a user without privileges it is his own manager (`systemd --user`), which makes
+//! groups below its own: `/user.slice/user-1000.slice/user@1000.service/user.slice/…`.
 
 mod bus;
 mod properties;
 
 use std::path::PathBuf;
 
-use bus::{Bus, Refused, Trouble, Value, Writer};
+use bus::{Bus, Refused, Trouble, Value, Whose, Writer};
 use oci_spec::runtime::{LinuxResources, Spec};
 
-use crate::{Error, Failure, SYSTEMD_ANNOTATION, cgroup::Layout, plan::annotation};
+use crate::{Error, Failure, SYSTEMD_ANNOTATION, cgroup::Layout, plan::annotation, rootless};
 
 const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
 const UNIT_EXISTS: &str = "org.freedesktop.systemd1.UnitExists";
+
+/// What [`SYSTEMD_ANNOTATION`] is to say here: `true` where the system's manager is to make
+/// the group, or the control group of the user's manager.
+pub fn systemd_manager() -> Result<String, Error> {
+    // A service in a container of somebody's has no user's environment: there, the
+    // system's manager is its own.
+    let named = rootless::joined() || Whose::User.is_named();
+    if !rootless::is_a_users() || !named {
+        return Ok("true".to_owned());
+    }
+    if !matches!(Layout::get()?, Layout::V2(_)) {
+        let text = "control groups that a user's systemd makes need cgroup v2";
+        return Err(Error::new(Failure::NotSupported, text));
+    }
+    Bus::connect(Whose::User)?.property("ControlGroup")
+}
 
 /// A transient scope.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Unit {
     /// `prefix-name.scope`.
     name: String,
+    /// The group of the manager that makes it, where that is a user's.
+    manager: Option<PathBuf>,
     /// The slice it lies in.
     slice: String,
     /// Properties that annotations ask for.
@@ -40,9 +61,11 @@ pub(crate) struct Unit {
 impl Unit {
     /// That of a container, where systemd is to make its group.
     pub(crate) fn of(spec: &Spec, id: &str) -> Result<Option<Box<Self>>, Error> {
-        if annotation(spec, SYSTEMD_ANNOTATION) != Some("true") {
-            return Ok(None);
-        }
+        let manager = match annotation(spec, SYSTEMD_ANNOTATION) {
+            None => return Ok(None),
+            Some("true") => None,
+            Some(group) => Some(PathBuf::from(group)),
+        };
         let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
         let path = path.map(|path| path.to_string_lossy()).unwrap_or_default();
         let (slice, prefix, name) = match path.split(':').collect::<Vec<_>>()[..] {
@@ -56,7 +79,11 @@ impl Unit {
                 return Err(Error::new(Failure::InvalidSpec, text));
             }
         };
-        let slice = if slice.is_empty() { "system.slice" } else { slice };
+        let slice = match (slice, &manager) {
+            ("", None) => "system.slice",
+            ("", Some(_)) => "user.slice",
+            (slice, _) => slice,
+        };
         expanded(slice)?;
         if name.ends_with(".slice") {
             let text = format!("a container in the slice {name:?} itself is not supported");
@@ -72,12 +99,20 @@ impl Unit {
             return Err(Error::new(Failure::InvalidSpec, text));
         }
         let asked = properties::asked(spec)?;
-        Ok(Some(Box::new(Self { name, slice: slice.to_owned(), asked })))
+        Ok(Some(Box::new(Self { name, manager, slice: slice.to_owned(), asked })))
     }
 
     /// Where its group is.
     pub(crate) fn path(&self) -> Result<PathBuf, Error> {
-        Ok(expanded(&self.slice)?.join(&self.name))
+        let below = expanded(&self.slice)?.join(&self.name);
+        Ok(match &self.manager {
+            None => below,
+            Some(group) => group.join(below.strip_prefix("/").unwrap_or(&below)),
+        })
+    }
+
+    fn connect(&self) -> Result<Bus, Error> {
+        Bus::connect(if self.is_a_users() { Whose::User } else { Whose::System })
     }
 
     /// Makes it around a process.
@@ -87,7 +122,7 @@ impl Unit {
         id: &str,
         resources: Option<&LinuxResources>,
     ) -> Result<(), Error> {
-        let mut bus = Bus::connect()?;
+        let mut bus = self.connect()?;
         let text = |text: &str| Value::Text(text.to_owned());
         let v2 = matches!(Layout::get()?, Layout::V2(_));
         let mut all = vec![
@@ -105,7 +140,10 @@ impl Unit {
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value))
         .collect::<Vec<_>>();
-        all.extend(properties::devices(resources));
+        if !self.is_a_users() {
+            // A user's manager may not say what devices are used.
+            all.extend(properties::devices(resources));
+        }
         all.extend(
             resources.map(|resources| properties::limits(resources, v2)).unwrap_or_default(),
         );
@@ -127,6 +165,21 @@ impl Unit {
         self.finished(&mut bus, &job, "start")
     }
 
+    /// Whether a user's manager makes it.
+    pub(crate) fn is_a_users(&self) -> bool {
+        self.manager.is_some()
+    }
+
+    /// Has a process moved there, from wherever it is.
+    pub(crate) fn attach(&self, pid: u32) -> Result<(), Error> {
+        let mut body = Writer::default();
+        body.text(&self.name).text("").numbers(&[pid]);
+        match self.connect()?.call("AttachProcessesToUnit", "ssau", &body) {
+            Ok(_) => Ok(()),
+            Err(trouble) => Err(trouble.into_error(&format!("move {pid} to {}", self.name))),
+        }
+    }
+
     /// Tells systemd other limits.
     pub(crate) fn set(&self, resources: &LinuxResources) -> Result<(), Error> {
         let v2 = matches!(Layout::get()?, Layout::V2(_));
@@ -136,7 +189,7 @@ impl Unit {
         }
         let mut body = Writer::default();
         body.text(&self.name).bool(true).properties(&all);
-        match Bus::connect()?.call("SetUnitProperties", "sba(sv)", &body) {
+        match self.connect()?.call("SetUnitProperties", "sba(sv)", &body) {
             Ok(_) => Ok(()),
             Err(trouble) => Err(trouble.into_error(&format!("set properties of {}", self.name))),
         }
@@ -144,7 +197,7 @@ impl Unit {
 
     /// Stops it, where it is. Its processes are dead already.
     pub(crate) fn stop(&self) -> Result<(), Error> {
-        let mut bus = Bus::connect()?;
+        let mut bus = self.connect()?;
         let mut body = Writer::default();
         body.text(&self.name).text("replace");
         match bus.call("StopUnit", "ss", &body) {
@@ -231,6 +284,25 @@ mod tests {
             "s.slice:p:a/b",
         ] {
             assert!(unit(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_users_groups_are_below_his_managers() {
+        let manager = "/user.slice/user-7.slice/user@7.service";
+        for (given, wanted) in [
+            ("", "user.slice/knarr-id.scope"),
+            ("user.slice:libpod:x", "user.slice/libpod-x.scope"),
+            ("app-a.slice:p:x", "app.slice/app-a.slice/p-x.scope"),
+        ] {
+            let spec = json!({
+                "ociVersion": "1.0.2",
+                "annotations": { SYSTEMD_ANNOTATION: manager },
+                "linux": { "cgroupsPath": given },
+            });
+            let spec = serde_json::from_value(spec).expect("specification");
+            let unit = Unit::of(&spec, "id").expect(given).expect("a unit");
+            assert_eq!(unit.path().expect(given), Path::new(manager).join(wanted), "{given}");
         }
     }
 
