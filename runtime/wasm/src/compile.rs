@@ -16,11 +16,15 @@ use std::{
 };
 
 use nix::{
+    errno::Errno,
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
     unistd::{Gid, Uid, setgid, setgroups, setuid},
 };
-use rustix::process::{Resource, Rlimit, Signal};
+use rustix::{
+    process::{Resource, Rlimit, Signal},
+    thread::{CapabilitySet, CapabilitySets},
+};
 use wasmtime::{Result, error::Context as _};
 
 use crate::engine::{self, Kind};
@@ -116,9 +120,22 @@ fn confine() -> Result<()> {
         mount(Some("none"), "/proc", Some("tmpfs"), flags | MsFlags::MS_RDONLY, none)?;
         nix::unistd::chroot("/proc")?;
         nix::unistd::chdir("/")?;
-        setgroups(&[])?;
-        setgid(Gid::from_raw(NOBODY))?;
-        setuid(Uid::from_raw(NOBODY))?;
+        match become_nobody() {
+            // In a namespace of his own a user may be all that there is: then as himself,
+            // with nothing of what he may do there.
+            Err(Errno::EPERM | Errno::EINVAL) => {
+                let none = CapabilitySet::empty();
+                let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
+                rustix::thread::set_capabilities(None, sets)?;
+            }
+            done => done?,
+        }
     }
     Ok(())
+}
+
+fn become_nobody() -> nix::Result<()> {
+    setgroups(&[])?;
+    setgid(Gid::from_raw(NOBODY))?;
+    setuid(Uid::from_raw(NOBODY))
 }

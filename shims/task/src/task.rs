@@ -132,6 +132,7 @@ impl Task {
             hasty: new.containerd.is_none(),
             no_pivot: new.options.no_pivot_root,
             no_new_keyring: new.options.no_new_keyring,
+            rootless: new.containerd.is_some() && knarr_sandbox::rootless::contained(),
             ..Manner::default()
         };
         let mut created = knarr_sandbox::create_with(options, manner)?;

@@ -214,7 +214,10 @@ fn memory_limits(group: &Group<'_>, limit: Option<i64>, swap: Option<i64>) -> Re
 
 pub(super) fn freeze(group: &Group<'_>, frozen: bool, deadline: Instant) -> Result<(), Error> {
     let Some(file) = group.file("freezer", "freezer.state") else {
-        return Err(Error::new(Failure::NotSupported, "this host has no freezer controller"));
+        return Err(Error::new(
+            Failure::NotSupported,
+            "there is no group of the freezer controller (cgroup v1) to pause",
+        ));
     };
     let wanted = if frozen { "FROZEN" } else { "THAWED" };
     let mut pause = Duration::from_micros(50);

@@ -64,6 +64,21 @@ fn a_user_s_container_lives_like_any() {
 }
 
 #[test]
+fn a_user_s_wasm_program_is_compiled_and_run_in_his_name() {
+    let mut bundle = bundle("");
+    let host = Path::new(env!("CARGO_BIN_EXE_knarr-oci")).with_file_name("knarr-wasm");
+    fs::copy(&host, bundle.path("knarr-wasm")).expect("knarr-wasm");
+    let prebuilt = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../wasm-examples/prebuilt");
+    fs::copy(prebuilt.join("hello.wasm"), bundle.rootfs("hello.wasm")).expect("program");
+    bundle.config["process"]["args"] = json!(["/hello.wasm", "grain"]);
+    bundle.write();
+    let mut command = bundle.command(&["run", &bundle.id]);
+    command.env("KNARR_DATA_ROOT", bundle.path("state/cache"));
+    let done = Done::from(command.output().expect("knarr-oci"));
+    assert!(done.code == 0 && done.out.contains("arguments: grain"), "{done:?}");
+}
+
+#[test]
 fn r23_a_user_s_container_does_not_reach_his_control_groups() {
     // The host's are bound with all of /sys, and some may be his own.
     let script = "find /sys/fs/cgroup -name cgroup.procs; echo 1 > /sys/fs/cgroup/x || echo kept";

@@ -16,6 +16,7 @@ mod pods;
 mod streams;
 mod support;
 mod survival;
+mod user;
 mod wasm;
 mod wasm_life;
 mod websocket;

@@ -94,7 +94,12 @@ impl<'a> Cri<'a> {
         loop {
             // Its services are registered when its server listens, and may be starting.
             let status = cri.ask::<StatusResponse>("Status", &StatusRequest::new());
-            if status.is_ok_and(|s| s.status.conditions.iter().all(|c| c.status)) {
+            // Another condition of newer ones is that nothing of the host is old.
+            let ready = ["RuntimeReady", "NetworkReady"];
+            let is_so = |condition: &RuntimeCondition| {
+                condition.status || !ready.contains(&condition.type_.as_str())
+            };
+            if status.is_ok_and(|s| s.status.conditions.iter().all(is_so)) {
                 return cri;
             }
             std::thread::yield_now();
