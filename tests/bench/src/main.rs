@@ -19,6 +19,9 @@ mod peers;
 mod runtimes;
 
 use std::{
+    collections::BTreeSet,
+    fs,
+    path::PathBuf,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -29,6 +32,7 @@ use peers::Peer;
 
 fn main() -> Result<()> {
     let options = Options::parse(std::env::args().skip(1))?;
+    let _groups = Groups::before();
     let world = World::new()?;
     let busybox = ImageBuilder::busybox()?.docker_archive();
     world.load(&busybox);
@@ -71,6 +75,40 @@ fn main() -> Result<()> {
         println!("left out: {reason}");
     }
     Ok(())
+}
+
+/// The control groups that were there before: peers leave the parents of theirs, which
+/// are removed when this is dropped.
+struct Groups(BTreeSet<PathBuf>);
+
+impl Groups {
+    fn before() -> Self {
+        Self(Self::now())
+    }
+
+    fn now() -> BTreeSet<PathBuf> {
+        let (mut found, mut left) = (BTreeSet::new(), vec![PathBuf::from("/sys/fs/cgroup")]);
+        while let Some(dir) = left.pop() {
+            let entries = fs::read_dir(&dir).into_iter().flatten().flatten();
+            left.extend(
+                entries
+                    .map(|entry| entry.path())
+                    .filter(|path| path.is_dir() && !path.is_symlink()),
+            );
+            found.insert(dir);
+        }
+        found
+    }
+}
+
+impl Drop for Groups {
+    fn drop(&mut self) {
+        let now = Self::now();
+        // The deeper ones first, and only where they are empty.
+        for new in now.iter().rev().filter(|path| !self.0.contains(*path)) {
+            let _ = fs::remove_dir(new);
+        }
+    }
 }
 
 struct Options {

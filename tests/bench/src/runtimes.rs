@@ -23,6 +23,9 @@ pub fn docker_profile(world: &World) -> Option<Value> {
     config.pointer("/linux/seccomp").cloned()
 }
 
+/// Where a host with v1 has its v2 hierarchy.
+const UNIFIED: &str = "/sys/fs/cgroup/unified";
+
 /// Measures `run`, and `create`, `start` and `delete` apart.
 pub fn measure(
     world: &World,
@@ -31,13 +34,14 @@ pub fn measure(
     rows: &mut Vec<Row>,
     absent: &mut Vec<String>,
 ) -> Result<()> {
-    // crun takes an empty v2 hierarchy beside v1 for the whole; these mounts are the bench's.
-    let _ = Command::new("umount")
-        .args(["--lazy", "/sys/fs/cgroup/unified"])
-        .stderr(Stdio::null())
-        .status();
     let own = bin_dir().join("knarr-oci");
     let bundle = bundle(world, &own, profile)?;
+    // crun takes an empty v2 hierarchy beside v1 for the whole. These mounts are the bench's,
+    // and the engine's that is to clean up after it.
+    let quietly = |program: &str, arguments: &[&str]| {
+        Command::new(program).args(arguments).stderr(Stdio::null()).status()
+    };
+    let hidden = quietly("umount", &["--lazy", UNIFIED]).is_ok_and(|status| status.success());
     let peer = |name| installed(name).map(PathBuf::from);
     for (who, program) in [("knarr", Ok(own)), ("crun", peer("crun")), ("runc", peer("runc"))] {
         let times = program.and_then(|program| {
@@ -52,6 +56,10 @@ pub fn measure(
             })),
             Err(error) => absent.push(format!("{error:#}")),
         }
+    }
+    if hidden {
+        let status = quietly("mount", &["-t", "cgroup2", "cgroup2", UNIFIED])?;
+        ensure!(status.success(), "mount {UNIFIED} again: {status}");
     }
     Ok(())
 }
