@@ -19,7 +19,7 @@ use knarr_model::{
 use knarr_state::containers::{ContainerRow, ContainerState, NameClaim};
 
 use crate::{
-    Error, Result,
+    Error, Result, capabilities,
     container::{Container, Resolved},
     engine::{Engine, make_directory, now},
     failpoint,
@@ -153,7 +153,7 @@ impl Engine {
         warnings: &mut Vec<String>,
     ) -> Result<()> {
         mounts::check(&spec.mounts)?;
-        oci::check_capabilities(spec, &self.0.host)?;
+        capabilities::check(spec, &self.0.host)?;
         oci::check_sysctls(spec)?;
         for limit in &spec.ulimits {
             oci::rlimit(&limit.name)?;

@@ -27,7 +27,7 @@ use tokio::{
 };
 
 use crate::{
-    Error, Result, attach,
+    Error, Result, attach, capabilities,
     container::Container,
     detach::{self, Detachable},
     engine::Engine,
@@ -329,7 +329,7 @@ impl Engine {
             "args": spec.cmd,
             "env": env,
             "cwd": cwd,
-            "capabilities": oci::exec_capabilities(&container, spec.privileged || container.security.privileged, user, &self.0.host)?,
+            "capabilities": capabilities::of_exec(&container, spec.privileged || container.security.privileged, user, &self.0.host)?,
             "noNewPrivileges": container.security.no_new_privileges && !spec.privileged,
         });
         if let Some(profile) = oci::apparmor(&container.security, &self.0.host) {

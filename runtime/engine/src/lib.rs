@@ -20,6 +20,7 @@
 #![forbid(unsafe_code)]
 
 mod attach;
+mod capabilities;
 mod cgroup;
 mod container;
 mod create;

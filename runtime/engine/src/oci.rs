@@ -20,7 +20,7 @@ use knarr_model::{
 };
 use serde_json::{Map, Value, json};
 
-use crate::{Error, Result, seccomp};
+use crate::{Error, Result, capabilities, seccomp};
 
 /// Annotation understood by the sandbox: the filter is its own default.
 const SECCOMP_ANNOTATION: &str = "dev.knarr.seccomp";
@@ -29,69 +29,6 @@ const INIT_ANNOTATION: &str = "dev.knarr.init";
 
 /// Processes and threads, unless asked otherwise: a fork bomb stays inside (RELIABILITY X01).
 pub(crate) const DEFAULT_PIDS: u64 = 4096;
-
-/// Docker's fourteen.
-const DEFAULT_CAPABILITIES: [&str; 14] = [
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_FSETID",
-    "CAP_FOWNER",
-    "CAP_MKNOD",
-    "CAP_NET_RAW",
-    "CAP_SETGID",
-    "CAP_SETUID",
-    "CAP_SETFCAP",
-    "CAP_SETPCAP",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_SYS_CHROOT",
-    "CAP_KILL",
-    "CAP_AUDIT_WRITE",
-];
-
-/// All that Linux knows (capabilities(7)), in the kernel's order.
-const ALL_CAPABILITIES: [&str; 41] = [
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_DAC_READ_SEARCH",
-    "CAP_FOWNER",
-    "CAP_FSETID",
-    "CAP_KILL",
-    "CAP_SETGID",
-    "CAP_SETUID",
-    "CAP_SETPCAP",
-    "CAP_LINUX_IMMUTABLE",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_NET_BROADCAST",
-    "CAP_NET_ADMIN",
-    "CAP_NET_RAW",
-    "CAP_IPC_LOCK",
-    "CAP_IPC_OWNER",
-    "CAP_SYS_MODULE",
-    "CAP_SYS_RAWIO",
-    "CAP_SYS_CHROOT",
-    "CAP_SYS_PTRACE",
-    "CAP_SYS_PACCT",
-    "CAP_SYS_ADMIN",
-    "CAP_SYS_BOOT",
-    "CAP_SYS_NICE",
-    "CAP_SYS_RESOURCE",
-    "CAP_SYS_TIME",
-    "CAP_SYS_TTY_CONFIG",
-    "CAP_MKNOD",
-    "CAP_LEASE",
-    "CAP_AUDIT_WRITE",
-    "CAP_AUDIT_CONTROL",
-    "CAP_SETFCAP",
-    "CAP_MAC_OVERRIDE",
-    "CAP_MAC_ADMIN",
-    "CAP_SYSLOG",
-    "CAP_WAKE_ALARM",
-    "CAP_BLOCK_SUSPEND",
-    "CAP_AUDIT_READ",
-    "CAP_PERFMON",
-    "CAP_BPF",
-    "CAP_CHECKPOINT_RESTORE",
-];
 
 const MASKED: [&str; 12] = [
     "/proc/acpi",
@@ -220,7 +157,7 @@ pub(crate) fn generate(input: &Input<'_>) -> Result<Value> {
     let privileged = spec.security.privileged;
     let capabilities = match input.wasm {
         Some(_) => Vec::new(),
-        None => capabilities(spec, input.host)?,
+        None => capabilities::of(spec, input.host)?,
     };
     let open_paths = privileged || spec.security.unconfined_paths;
     let mut annotations = Map::new();
@@ -306,7 +243,7 @@ fn process(input: &Input<'_>, capabilities: &[String]) -> Result<Value> {
         "args": input.argv,
         "env": environment(input),
         "cwd": cwd,
-        "capabilities": capability_sets(capabilities, spec),
+        "capabilities": capabilities::sets(capabilities, spec),
         "noNewPrivileges": spec.security.no_new_privileges || input.wasm.is_some(),
     });
     if let Some(profile) = apparmor(&spec.security, input.host) {
@@ -375,87 +312,6 @@ pub(crate) fn overlay_env(mut base: Vec<String>, over: &[String]) -> Vec<String>
         }
     }
     base
-}
-
-fn capability_sets(capabilities: &[String], spec: &ContainerSpec) -> Value {
-    let root = spec.user.as_deref().is_none_or(|user| {
-        let name = user.split(':').next().unwrap_or_default();
-        matches!(name, "" | "0" | "root")
-    });
-    // The kernel itself takes them from a user that is not root at exec; Docker
-    // leaves them in the bounding set only.
-    let held: &[String] = if root { capabilities } else { &[] };
-    json!({"bounding": capabilities, "permitted": held, "effective": held})
-}
-
-/// What capabilities an exec gets.
-pub(crate) fn exec_capabilities(
-    spec: &ContainerSpec,
-    privileged: bool,
-    user: Option<&str>,
-    host: &Host,
-) -> Result<Value> {
-    let list = if privileged { known_capabilities(host) } else { capabilities(spec, host)? };
-    let with_user = ContainerSpec { user: user.map(str::to_owned), ..ContainerSpec::default() };
-    Ok(capability_sets(&list, &with_user))
-}
-
-fn known_capabilities(host: &Host) -> Vec<String> {
-    let count =
-        if host.last_capability == 0 { ALL_CAPABILITIES.len() } else { host.last_capability + 1 };
-    ALL_CAPABILITIES
-        .iter()
-        .take(count)
-        .enumerate()
-        .filter(|(bit, _)| host.lacking >> bit & 1 == 0)
-        .map(|(_, &name)| name.to_owned())
-        .collect()
-}
-
-/// Docker's arithmetic (moby `daemon/pkg/oci/caps/utils.go`).
-fn capabilities(spec: &ContainerSpec, host: &Host) -> Result<Vec<String>> {
-    if spec.security.privileged {
-        return Ok(known_capabilities(host));
-    }
-    let normal = |name: &String, verb: &str| -> Result<String> {
-        let upper = name.to_ascii_uppercase();
-        let full = if upper == "ALL" || upper.starts_with("CAP_") {
-            upper
-        } else {
-            format!("CAP_{upper}")
-        };
-        if full == "ALL" || ALL_CAPABILITIES.contains(&full.as_str()) {
-            Ok(full)
-        } else {
-            Err(Error::invalid(format!("invalid Cap{verb}: unknown capability: {name:?}")))
-        }
-    };
-    let add: Vec<String> =
-        spec.security.cap_add.iter().map(|name| normal(name, "Add")).collect::<Result<_>>()?;
-    let drop: Vec<String> =
-        spec.security.cap_drop.iter().map(|name| normal(name, "Drop")).collect::<Result<_>>()?;
-    let all = |list: &[String]| list.iter().any(|name| name == "ALL");
-    let mut held: Vec<String> = if all(&add) {
-        known_capabilities(host)
-    } else if all(&drop) {
-        Vec::new()
-    } else {
-        DEFAULT_CAPABILITIES.iter().map(|&name| name.to_owned()).collect()
-    };
-    if !all(&drop) {
-        held.retain(|name| !drop.contains(name));
-    }
-    if !all(&add) {
-        held.extend(add.into_iter().filter(|name| !drop.contains(name)));
-    }
-    let mut seen = BTreeSet::new();
-    held.retain(|name| seen.insert(name.clone()));
-    Ok(held)
-}
-
-/// Whether a list of capabilities means something.
-pub(crate) fn check_capabilities(spec: &ContainerSpec, host: &Host) -> Result<()> {
-    capabilities(spec, host).map(drop)
 }
 
 /// `nofile` to `RLIMIT_NOFILE`.

@@ -9,6 +9,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use knarr_model::{
     NetworkMode, Ulimit, WasmAbi,
+    capability::DEFAULT,
     task::{Preopen, WasmNetwork},
 };
 
@@ -100,7 +101,7 @@ fn s11_nothing_asked_is_dockers_default() {
     let document = Case::default().made();
     let process = &document["process"];
     for set in ["bounding", "permitted", "effective"] {
-        assert_eq!(words(&process["capabilities"][set]), DEFAULT_CAPABILITIES, "{set}");
+        assert_eq!(words(&process["capabilities"][set]), DEFAULT, "{set}");
     }
     assert!(process["capabilities"].get("inheritable").is_none());
     assert!(process["capabilities"].get("ambient").is_none());

@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod capability;
 mod container;
 mod digest;
 mod error;

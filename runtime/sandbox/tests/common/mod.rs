@@ -217,22 +217,7 @@ pub fn pipes() -> (Stdio, Pipes) {
     )
 }
 
-pub const CAPABILITIES: [&str; 14] = [
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_FSETID",
-    "CAP_FOWNER",
-    "CAP_MKNOD",
-    "CAP_NET_RAW",
-    "CAP_SETGID",
-    "CAP_SETUID",
-    "CAP_SETFCAP",
-    "CAP_SETPCAP",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_SYS_CHROOT",
-    "CAP_KILL",
-    "CAP_AUDIT_WRITE",
-];
+pub use knarr_model::capability::DEFAULT as CAPABILITIES;
 
 /// What Docker's defaults are as a specification (RELIABILITY C.1).
 pub fn docker_spec(id: &str, args: &[&str]) -> Value {
