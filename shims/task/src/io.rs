@@ -5,10 +5,14 @@
 
 use std::{
     io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
-use rustix::{fs::OFlags, io::Errno};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::{Mode, OFlags},
+    io::Errno,
+};
 use tokio::io::{Interest, unix::AsyncFd};
 
 /// Puts a file descriptor under the event loop's watch.
@@ -71,6 +75,18 @@ impl Io {
         Ok(())
     }
 
+    /// Of a FIFO that is open for both directions, one more end that only writes: it shows
+    /// whether anybody else reads. None of other files.
+    pub(crate) fn writing_end(&self) -> Option<WritingEnd> {
+        let flags = rustix::fs::fcntl_getfl(self).ok()?;
+        if flags & OFlags::RWMODE != OFlags::RDWR {
+            return None;
+        }
+        let name = format!("/proc/self/fd/{}", self.as_fd().as_raw_fd());
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+        rustix::fs::open(name, flags, Mode::empty()).ok().map(WritingEnd)
+    }
+
     /// Reads into a buffer that only lives while there is something to read.
     pub(crate) async fn read_chunk(&self, size: usize) -> io::Result<Vec<u8>> {
         loop {
@@ -90,6 +106,20 @@ impl Io {
             buffer.truncate(n);
             buffer
         }))
+    }
+}
+
+/// See [`Io::writing_end`].
+#[derive(Debug)]
+pub(crate) struct WritingEnd(OwnedFd);
+
+impl WritingEnd {
+    /// Whether anybody has it open to read: the kernel shows an error where nobody has
+    /// (poll(2), `POLLERR`).
+    pub(crate) fn is_read(&self) -> bool {
+        let mut fds = [PollFd::new(&self.0, PollFlags::empty())];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        !matches!(poll(&mut fds, Some(&now)), Ok(1..))
     }
 }
 

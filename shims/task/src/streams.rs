@@ -47,6 +47,9 @@ const CHUNK: usize = 32 * 1024;
 /// A pump waits for a client that has more than this before it.
 const QUEUE: usize = 64 * 1024;
 
+/// A FIFO that nobody reads when the process has ended waits so long for a reader.
+const LATE_READER: Duration = Duration::from_secs(10);
+
 /// Which output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stream {
@@ -350,8 +353,8 @@ impl Streams {
         if let Some(mut log) = lock(&self.log).take() {
             log.finish();
         }
-        // Whoever reads the other end sees the end now.
-        *lock(&self.raw) = [None, None];
+        let raw = std::mem::take(&mut *lock(&self.raw));
+        raw.into_iter().flatten().for_each(close);
         self.finished.store(true, Ordering::Relaxed);
         let clients = std::mem::take(&mut *lock(&self.clients));
         clients.iter().for_each(|client| client.finish());
@@ -362,6 +365,23 @@ impl Streams {
         };
         let _ = timeout(Duration::from_secs(2), sent).await;
     }
+}
+
+/// Whoever reads the other end sees the end now. Who is about to open it would wait for a
+/// writer for ever and lose what was written: containerd does that beside its other work,
+/// and may be slower than a short program.
+fn close(raw: Arc<Raw>) {
+    let writing = match &*raw {
+        Raw::Fifo(fifo) => fifo.writing_end(),
+        Raw::File(_) => None,
+    };
+    drop(raw);
+    let Some(writing) = writing.filter(|writing| !writing.is_read()) else { return };
+    tokio::spawn(timeout(LATE_READER, async move {
+        while !writing.is_read() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }));
 }
 
 struct AbortOnDrop(tokio::task::AbortHandle);

@@ -4,6 +4,8 @@ use std::{fs, io::Read, time::Duration};
 
 use containerd_shim_protos::api;
 use knarr_model::task::AttachRequest;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use tokio::time::timeout;
 
 use crate::support::{PATIENCE, Shim, alive, run, sh, soon, until};
 
@@ -25,6 +27,26 @@ async fn output_reaches_the_log_and_attached_clients() {
     let unknown = AttachRequest { exec: "nobody".to_owned(), ..AttachRequest::default() };
     let error = task.attach_as(unknown).err().unwrap();
     assert_eq!(error, "error: no such exec: nobody");
+}
+
+#[tokio::test]
+async fn p03_a_reader_who_comes_after_the_end_gets_all_of_it() {
+    let mut shim = Shim::start().await;
+    let fifos = ["out", "err"].map(|name| {
+        let path = shim.dir.path().join(name);
+        let (kind, mode) = (FileType::Fifo, Mode::from_raw_mode(0o600));
+        mknodat(CWD, &path, kind, mode, 0).unwrap();
+        path
+    });
+    let container = sh("printf late").with_fifos(fifos.clone());
+    let task = shim.run(&container).await;
+    assert_eq!(task.wait().await, 0);
+    let read = |path: std::path::PathBuf| {
+        tokio::task::spawn_blocking(move || fs::read_to_string(path).unwrap())
+    };
+    let [late, nothing] = fifos.map(read);
+    assert_eq!(timeout(PATIENCE, late).await.unwrap().unwrap(), "late");
+    assert_eq!(timeout(PATIENCE, nothing).await.unwrap().unwrap(), "");
 }
 
 /// 10,000 rounds with `KNARR_TEST_FULL=1`.

@@ -42,6 +42,8 @@ pub struct Container {
     pub terminal: bool,
     pub stdin: bool,
     pub log: LogTarget,
+    /// FIFOs instead of the log, for output and errors.
+    pub fifos: Option<[PathBuf; 2]>,
     /// Changes the OCI specification at the end.
     pub edit: fn(&mut Value),
 }
@@ -58,6 +60,7 @@ pub fn run(args: &[&str]) -> Container {
         terminal: false,
         stdin: false,
         log: LogTarget { path: Some("json.log".into()), max_size: 0, max_files: 1 },
+        fifos: None,
         edit: |_| {},
     }
 }
@@ -71,6 +74,11 @@ impl Container {
     pub fn with_terminal(mut self) -> Self {
         self.terminal = true;
         self.stdin = true;
+        self
+    }
+
+    pub fn with_fifos(mut self, fifos: [PathBuf; 2]) -> Self {
+        self.fifos = Some(fifos);
         self
     }
 
@@ -117,7 +125,11 @@ impl Shim {
         self.cgroups.push(cgroup);
         let mut log = container.log.clone();
         log.path = log.path.map(|name| bundle.join(name));
-        let output = format!("knarr-log:{}", serde_json::to_string(&log).unwrap());
+        let log = format!("knarr-log:{}", serde_json::to_string(&log).unwrap());
+        let [output, errors] = match &container.fifos {
+            None => [log.clone(), log],
+            Some(fifos) => fifos.each_ref().map(|path| path.display().to_string()),
+        };
         let request = api::CreateTaskRequest {
             id: id.clone(),
             bundle: bundle.display().to_string(),
@@ -129,7 +141,7 @@ impl Shim {
             }],
             terminal: container.terminal,
             stdin: if container.stdin { "knarr-attach:".to_owned() } else { String::new() },
-            stderr: if container.terminal { String::new() } else { output.clone() },
+            stderr: if container.terminal { String::new() } else { errors },
             stdout: output,
             ..Default::default()
         };
