@@ -112,7 +112,7 @@ impl Taken {
 
     fn take(&mut self, from: &str, to: &str) -> Result<(), Error> {
         let failed = |error| Error::system(format_args!("network device {from}"), error);
-        let found = Interface::find(&self.host.0, from).map_err(failed)?.ok_or_else(|| {
+        let mut found = Interface::find(&self.host.0, from).map_err(failed)?.ok_or_else(|| {
             // runc's words.
             let text = format!("link not found for interface {from} on runtime namespace");
             Error::new(Failure::InvalidSpec, text)
@@ -121,6 +121,7 @@ impl Taken {
             let text = format!("network device {from}: the container has a {to} already");
             return Err(Error::new(Failure::InvalidSpec, text));
         }
+        found.addresses = Address::all(&self.host.0, found.index).map_err(failed)?;
         self.interfaces.push((found, to.to_owned()));
         let (interface, _) = &self.interfaces[self.interfaces.len() - 1];
         interface.carry(&self.host.0, &self.inside, to, true).map_err(failed)
@@ -162,7 +163,7 @@ struct Address {
 }
 
 impl Interface {
-    /// The one of this name where the socket is.
+    /// The one of this name where the socket is, without its addresses.
     fn find(socket: &Socket, name: &str) -> io::Result<Option<Self>> {
         let mut found = None;
         let mut packet = Packet::new();
@@ -176,16 +177,7 @@ impl Interface {
                 found = Some(Self { name: name.to_owned(), index, up, addresses: Vec::new() });
             }
         })?;
-        let Some(mut found) = found else { return Ok(None) };
-        let mut packet = Packet::new();
-        packet.message(RTM_GETADDR, DUMP, &[0; 8]);
-        socket.dump(&packet, |_, payload| {
-            let Some((header, rest)) = payload.split_first_chunk::<8>() else { return };
-            if number(&header[4..]) == Some(found.index) {
-                found.addresses.extend(Address::of(header, rest));
-            }
-        })?;
-        Ok(Some(found))
+        Ok(found)
     }
 
     /// Moves it, and gives it its addresses again.
@@ -218,6 +210,20 @@ impl Interface {
 }
 
 impl Address {
+    /// Those of an interface that go along.
+    fn all(socket: &Socket, index: u32) -> io::Result<Vec<Self>> {
+        let mut found = Vec::new();
+        let mut packet = Packet::new();
+        packet.message(RTM_GETADDR, DUMP, &[0; 8]);
+        socket.dump(&packet, |_, payload| {
+            let Some((header, rest)) = payload.split_first_chunk::<8>() else { return };
+            if number(&header[4..]) == Some(index) {
+                found.extend(Self::of(header, rest));
+            }
+        })?;
+        Ok(found)
+    }
+
     /// None where it was found out rather than given, or means something on its link only.
     fn of(header: &[u8; 8], rest: &[u8]) -> Option<Self> {
         const PERMANENT: u32 = 0x80;

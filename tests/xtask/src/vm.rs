@@ -128,6 +128,10 @@ fn write_initramfs(path: &Path, modules: &Path, work: &Path) -> Result<()> {
     Ok(())
 }
 
+/// A bus on whatever socket its manager has made: the system's and a user's.
+const DBUS: &str = "[Unit]\nDefaultDependencies=no\nRequires=dbus.socket\n[Service]\nType=notify\n\
+    ExecStart=/knarr/dbus-daemon --config-file=/etc/dbus.conf --address=systemd: --nofork --nopidfile\n";
+
 /// The files of a system that runs one script and, when that says so, a bus, and a manager
 /// of a user's, with a bus of his.
 const SYSTEM: [(&str, &str); 10] = [
@@ -142,11 +146,7 @@ const SYSTEM: [(&str, &str); 10] = [
         "systemd/system/dbus.socket",
         "[Unit]\nDefaultDependencies=no\n[Socket]\nListenStream=/run/dbus/system_bus_socket\n",
     ),
-    (
-        "systemd/system/dbus.service",
-        "[Unit]\nDefaultDependencies=no\nRequires=dbus.socket\n[Service]\nType=notify\n\
-         ExecStart=/knarr/dbus-daemon --config-file=/etc/dbus.conf --address=systemd: --nofork --nopidfile\n",
-    ),
+    ("systemd/system/dbus.service", DBUS),
     (
         "systemd/system/knarr-user.service",
         "[Unit]\nDefaultDependencies=no\n[Service]\nType=notify\nUser=1000\nSlice=user-1000.slice\n\
@@ -155,11 +155,7 @@ const SYSTEM: [(&str, &str); 10] = [
     ),
     ("systemd/user/default.target", "[Unit]\nDefaultDependencies=no\n"),
     ("systemd/user/dbus.socket", "[Unit]\nDefaultDependencies=no\n[Socket]\nListenStream=%t/bus\n"),
-    (
-        "systemd/user/dbus.service",
-        "[Unit]\nDefaultDependencies=no\nRequires=dbus.socket\n[Service]\nType=notify\n\
-         ExecStart=/knarr/dbus-daemon --config-file=/etc/dbus.conf --address=systemd: --nofork --nopidfile\n",
-    ),
+    ("systemd/user/dbus.service", DBUS),
     (
         "dbus.conf",
         "<busconfig><type>system</type><listen>unix:path=/run/dbus/system_bus_socket</listen>\

@@ -86,3 +86,10 @@ both() {
   oci run --bundle $B three < /dev/null; is "and a native one" 5 $?
   is "no group is left of either" no "$([ -e "$1three$2" ] && echo yes || echo no)"
 }
+# plain: makes of the specification in a user's bundle, $U, what args completes.
+plain() {
+  sed -i 's/"terminal": true/"terminal": false/; s/"readonly": true/"readonly": false/' $U/config.json
+  sed '/"args": \[/,/\]/c\"args": ARGS,' $U/config.json > $U/plain.json
+}
+# args ARGS [LINUX]: a config.json with these; what is said of linux ends with a comma.
+args() { sed "s|ARGS|$1|; s|\"linux\": {|\"linux\": { $2|" $U/plain.json > $U/config.json; }

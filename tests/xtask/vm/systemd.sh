@@ -82,9 +82,7 @@ cp -r $B/rootfs $U/; chown -R 1000:1000 $U/rootfs
 as() { su -s /bin/sh sailor -c "cd $U && export XDG_RUNTIME_DIR=$U && exec $*"; }
 own() { as knarr-oci --root $U/state --systemd-cgroup "$@"; }
 own spec --rootless; is "spec" 0 $?
-sed -i 's/"terminal": true/"terminal": false/; s/"readonly": true/"readonly": false/' $U/config.json
-sed '/"args": \[/,/\]/c\"args": ARGS,' $U/config.json > $U/plain.json
-args() { sed "s|ARGS|$1|; s|\"linux\": {|\"linux\": { $2|" $U/plain.json > $U/config.json; }
+plain
 G=/sys/fs/cgroup/user.slice/user-1000.slice/knarr-user.service/user.slice
 limits='"cgroupsPath": "user.slice:libpod:two", "resources": { "pids": { "limit": 10 }, "memory": { "limit": 67108864 } },'
 for how in "his manager's own socket" "his bus"; do

@@ -1,13 +1,14 @@
 //! `linux.netDevices`: interfaces that a container takes from a network namespace of the
 //! test's own.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, process::Command};
 
 use serde_json::json;
 
 use crate::{
     specification::{namespace, with_users},
     support::{Bundle, Done},
+    wasm::prebuilt,
 };
 
 /// Runs a script in a network namespace with a veth pair: knarr-a has addresses, both are up.
@@ -99,8 +100,7 @@ fn an_interface_comes_to_a_network_that_another_container_s_users_own() {
 #[test]
 fn a_wasm_container_has_it_too() {
     let mut bundle = Bundle::new(&["/program.wasm"]);
-    let prebuilt = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../wasm-examples/prebuilt");
-    fs::copy(prebuilt.join("web.wasm"), bundle.rootfs("program.wasm")).expect("copy");
+    fs::copy(prebuilt("web.wasm"), bundle.rootfs("program.wasm")).expect("copy");
     bundle.config["linux"]["netDevices"] = json!({ "knarr-a": { "name": "eth0" } });
     let done = beside_a_pair(
         &bundle,

@@ -4,7 +4,10 @@ use std::{fs, path::Path, process::Command};
 
 use serde_json::json;
 
-use crate::support::{Bundle, Done};
+use crate::{
+    support::{Bundle, Done},
+    wasm::prebuilt,
+};
 
 /// nobody, who has nothing on a Debian host but his number.
 const USER: u32 = 65534;
@@ -68,8 +71,7 @@ fn a_user_s_wasm_program_is_compiled_and_run_in_his_name() {
     let mut bundle = bundle("");
     let host = Path::new(env!("CARGO_BIN_EXE_knarr-oci")).with_file_name("knarr-wasm");
     fs::copy(&host, bundle.path("knarr-wasm")).expect("knarr-wasm");
-    let prebuilt = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../wasm-examples/prebuilt");
-    fs::copy(prebuilt.join("hello.wasm"), bundle.rootfs("hello.wasm")).expect("program");
+    fs::copy(prebuilt("hello.wasm"), bundle.rootfs("hello.wasm")).expect("program");
     bundle.config["process"]["args"] = json!(["/hello.wasm", "grain"]);
     bundle.write();
     let mut command = bundle.command(&["run", &bundle.id]);

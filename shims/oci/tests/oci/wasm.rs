@@ -6,7 +6,8 @@ use serde_json::json;
 
 use crate::support::{Bundle, Done};
 
-fn prebuilt(name: &str) -> std::path::PathBuf {
+/// A guest of the examples.
+pub fn prebuilt(name: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../wasm-examples/prebuilt").join(name)
 }
 
