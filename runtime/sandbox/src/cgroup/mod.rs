@@ -263,7 +263,7 @@ impl Cgroup {
         self.freeze(true)
     }
 
-    /// Thaws every process.
+    /// Thaws every process; nobody is frozen in a group that has gone.
     pub fn resume(&self) -> Result<(), Error> {
         self.freeze(false)
     }
@@ -275,10 +275,16 @@ impl Cgroup {
                 v2::freeze(&mount.dir(&self.path), frozen, Instant::now() + PATIENCE)
             }
         };
-        if frozen && done.is_err() {
-            let _ = self.freeze(false);
+        match done {
+            Err(_) if frozen => drop(self.freeze(false)),
+            Err(_) if self.is_gone() => return Ok(()),
+            _ => {}
         }
         done
+    }
+
+    fn is_gone(&self) -> bool {
+        self.layout.main().is_some_and(|main| !main.dir(&self.path).exists())
     }
 
     /// Whether there is any group at all: not for everybody's containers.
@@ -359,6 +365,10 @@ impl Cgroup {
             if pids.is_empty() {
                 return Ok(());
             }
+            if Instant::now() > deadline {
+                let text = format!("processes of cgroup {} do not die", self.path.display());
+                return Err(Error::new(Failure::System, text));
+            }
             // cgroup.kill needs Linux 5.14; it does not exist in groups below it.
             if at_once.as_ref().is_none_or(|file| files::write(file, "1").is_err()) {
                 for pid in pids {
@@ -369,10 +379,6 @@ impl Cgroup {
             }
             // A process frozen by v1 dies only when it thaws.
             let _ = self.resume();
-            if Instant::now() > deadline {
-                let text = format!("processes of cgroup {} do not die", self.path.display());
-                return Err(Error::new(Failure::System, text));
-            }
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(20));
         }

@@ -137,7 +137,16 @@ pub(crate) fn weight(shares: u64) -> u64 {
 pub(super) fn freeze(dir: &Path, frozen: bool, deadline: Instant) -> Result<(), Error> {
     files::write(&dir.join("cgroup.freeze"), if frozen { "1" } else { "0" })?;
     let mut pause = Duration::from_micros(50);
-    while files::table(&dir.join("cgroup.events")).get("frozen") != Some(&u64::from(frozen)) {
+    loop {
+        match files::table(&dir.join("cgroup.events")).get("frozen") {
+            Some(state) if *state == u64::from(frozen) => return Ok(()),
+            Some(_) => {}
+            // Its last process has ended, and somebody (systemd) has removed it.
+            None => {
+                let text = format!("cgroup {} is gone", dir.display());
+                return Err(Error::new(Failure::System, text));
+            }
+        }
         if Instant::now() > deadline {
             let text = format!("cgroup {} does not freeze or thaw", dir.display());
             return Err(Error::new(Failure::System, text));
@@ -145,7 +154,6 @@ pub(super) fn freeze(dir: &Path, frozen: bool, deadline: Instant) -> Result<(), 
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(10));
     }
-    Ok(())
 }
 
 pub(super) fn is_frozen(dir: &Path) -> bool {
@@ -213,6 +221,17 @@ mod tests {
     #[test]
     fn shares_become_weights() {
         assert_eq!((weight(2), weight(1024), weight(262_144), weight(0)), (1, 39, 10_000, 1));
+    }
+
+    #[test]
+    fn a_group_that_goes_meanwhile_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("cgroup.freeze"), "").unwrap();
+        let late = Instant::now() + Duration::from_secs(3600);
+        for frozen in [true, false] {
+            let error = freeze(dir.path(), frozen, late).unwrap_err().to_string();
+            assert!(error.ends_with("is gone"), "{error}");
+        }
     }
 
     #[test]
