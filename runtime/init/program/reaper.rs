@@ -1,12 +1,19 @@
 //! Going on in another process.
 //!
 //! `--init`: process 1 stays ours, forwards signals to the program, reaps
-//! everything, and ends as the program ended.
+//! everything, and ends as the program ended. A pod's first process has no program.
 
-use crate::{kernel::*, socket, wire::Frame};
+use crate::{
+    kernel::*,
+    signal::{SIGINT, SIGTERM},
+    socket,
+    wire::Frame,
+};
 
 const SIGCHLD: i32 = 17;
 const TIOCSPGRP: usize = 0x5410;
+/// No child has this number.
+const NOBODY: i32 = -1;
 
 /// Comes back in a sibling, which the parent has taken for its own.
 pub fn reborn(op: u32, kinds: u32) -> Answer<()> {
@@ -38,10 +45,26 @@ pub fn fork() -> Answer<()> {
     Ok(())
 }
 
-fn serve(child: i32) -> ! {
-    // The parent learns of exec by the closing of the socket, and readers of
-    // the program's output learn of its end: we hold none of them.
+/// Stays in place of a program; signals are held back, as we were born.
+pub fn hold() -> ! {
+    let_go();
+    let all = u64::MAX;
+    loop {
+        match sys!(RT_SIGTIMEDWAIT, &raw const all, 0, 0, 8) {
+            Ok(SIGTERM | SIGINT) => exit(0),
+            _ => reap(NOBODY),
+        }
+    }
+}
+
+/// The parent learns of exec by the closing of the socket, and readers of the program's
+/// output learn of its end: who stays holds none of them.
+fn let_go() {
     let _ = sys!(CLOSE_RANGE, 0, u32::MAX, 0);
+}
+
+fn serve(child: i32) -> ! {
+    let_go();
     let all = u64::MAX;
     loop {
         match sys!(RT_SIGTIMEDWAIT, &raw const all, 0, 0, 8) {

@@ -171,6 +171,7 @@ impl Launch {
                 sys!(EXECVEAT, self.fd(fd)?, c"".as_ptr(), argv, env, AT_EMPTY_PATH).map(drop)
             }
             Op::Fork {} => reaper::fork(),
+            Op::Hold {} => reaper::hold(),
             Op::DieWithParent {} => identity::die_with_parent(),
             Op::OwnStreams { uid } => identity::own_streams(uid),
             Op::Unshare { kinds } => sys!(UNSHARE, kinds).map(drop),

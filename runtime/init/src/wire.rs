@@ -577,6 +577,9 @@ ops! {
         /// CLONE_NEW* bits.
         kinds: u32
     }
+    /// Stays, so that others can join its namespaces: reaps what comes to it, and ends at
+    /// SIGTERM or SIGINT. Never fails; nothing follows.
+    Hold = 57 {}
     /// Sets the NUMA memory policy.
     MemoryPolicy = 55 {
         /// See set_mempolicy(2), with its flags.

@@ -29,6 +29,7 @@
 //! | [`SECCOMP_ANNOTATION`] = `default` | the embedded Docker profile, resolved for the process's capabilities (leave `linux.seccomp` out) |
 //! | [`SYSTEMD_ANNOTATION`] = [`systemd_manager`]'s | systemd makes the control group |
 //! | [`INIT_ANNOTATION`] = `true` | knarr-init stays as PID 1, forwards signals and reaps (`--init`) |
+//! | [`HOLD_ANNOTATION`] = `true` | knarr-init stays in place of a program: a pod's sandbox |
 //!
 //! `process.user.username`, where set, is Docker's `user[:group]`: it is
 //! resolved in the merged root filesystem (names, numbers, supplementary groups
@@ -70,7 +71,7 @@ pub use container::{
 pub use error::{Error, Failure};
 pub use lsm::{apparmor, selinux};
 pub use options::{
-    CreateOptions, ExecManner, INIT_ANNOTATION, Manner, RootfsMount, SECCOMP_ANNOTATION,
+    CreateOptions, ExecManner, HOLD_ANNOTATION, INIT_ANNOTATION, Manner, RootfsMount, SECCOMP_ANNOTATION,
     SYSTEMD_ANNOTATION, Stdio,
 };
 pub use peek::open_in_root;

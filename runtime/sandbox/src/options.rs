@@ -19,6 +19,10 @@ pub const SYSTEMD_ANNOTATION: &str = "dev.knarr.systemd";
 /// Annotation: `true` keeps knarr-init as PID 1 (`docker run --init`).
 pub const INIT_ANNOTATION: &str = "dev.knarr.init";
 
+/// Annotation: `true` lets knarr-init stay in place of a program, to hold namespaces that
+/// others join (a pod's sandbox). It has an empty root, reaps, and ends at SIGTERM.
+pub const HOLD_ANNOTATION: &str = "dev.knarr.hold";
+
 /// All that [`create`](crate::create) needs.
 #[derive(Debug)]
 pub struct CreateOptions<'a> {

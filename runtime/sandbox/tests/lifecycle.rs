@@ -431,3 +431,39 @@ fn an_image_without_any_directory_runs_read_only() {
         assert_eq!(std::fs::read_dir(&bare).expect("bare").count(), 1);
     }
 }
+
+#[test]
+fn p01_one_without_a_program_holds_namespaces_and_reaps() {
+    let holder = Fixture::new(&[])
+        .set("/annotations", json!({ "dev.knarr.seccomp": "default", "dev.knarr.hold": "true" }))
+        .set("/process/user", json!({ "uid": 65535, "gid": 65535 }))
+        .set("/process/capabilities", json!({}))
+        .set("/hostname", json!("pod"));
+    let (pod, pipes) = holder.start().expect("start");
+    assert_eq!(pipes.read(), (String::new(), String::new()), "it keeps no streams");
+    let pid = pod.init().pid();
+    let namespaces: Vec<_> = ["pid", "network", "ipc", "uts"]
+        .map(|kind| {
+            let file = if kind == "network" { "net" } else { kind };
+            json!({ "type": kind, "path": format!("/proc/{pid}/ns/{file}") })
+        })
+        .into_iter()
+        .chain([json!({ "type": "mount" })])
+        .collect();
+    let script = "hostname; cat /proc/1/comm; \
+        for i in $(seq 50); do (sleep 0 &); done; \
+        until ! grep -hs State: /proc/[0-9]*/status | grep -q Z; do :; done; echo reaped; \
+        kill -TERM 1; sleep 1000";
+    let mut guest = Fixture::script(script).set("/linux/namespaces", json!(namespaces));
+    guest.spec.as_object_mut().expect("object").remove("hostname");
+    let (container, mut pipes) = guest.start().expect("start beside it");
+    let said: Vec<String> = (0..3).map(|_| pipes.line()).collect();
+    assert_eq!(said, ["pod", "knarr-init", "reaped"]);
+    // It ends when it is told to, after all of its pid namespace.
+    assert_eq!(container.init().wait_blocking().expect("wait").code, 137);
+    assert_eq!(pod.init().wait_blocking().expect("wait").code, 0);
+    for one in [pod, container] {
+        one.delete().expect("delete");
+    }
+    assert_eq!(cgroup_left(&holder.id), Vec::<PathBuf>::new());
+}

@@ -37,7 +37,7 @@ pub(crate) use identity::Identity;
 pub(crate) use namespaces::{NET, Namespaces, PID, PidNamespace, USER};
 
 use crate::{
-    Error, Failure,
+    Error, Failure, HOLD_ANNOTATION,
     ops::{IdMaps, Ops, Strings, Wish, c_string, container_path},
     seccomp::Filter,
 };
@@ -165,6 +165,9 @@ const LINKS: [(&str, &str); 5] = [
 pub(crate) fn create(spec: &Spec, context: &Context<'_>) -> Result<Ops, Error> {
     let process = required(spec.process().as_ref(), "process")?;
     let namespaces = Namespaces::of(spec)?;
+    if annotation(spec, HOLD_ANNOTATION) == Some("true") {
+        return hold(spec, process, &namespaces, context);
+    }
     match wasm::launch_of(spec)? {
         Some(launch) => wasm::create(spec, process, &namespaces, &launch, context),
         None => native(spec, process, &namespaces, context),
@@ -293,6 +296,27 @@ fn native(
     process::limits(&mut ops, process)?;
     Habits::of(spec)?.push(&mut ops);
     process::become_program(&mut ops, process, context, true)?;
+    Ok(ops)
+}
+
+/// One that has no program: nothing is in it but its namespaces.
+fn hold(
+    spec: &Spec,
+    process: &Process,
+    namespaces: &Namespaces,
+    context: &Context<'_>,
+) -> Result<Ops, Error> {
+    let linux = required(spec.linux().as_ref(), "linux section")?;
+    let mut ops = Ops::default();
+    join_cgroups(&mut ops, context);
+    enter(&mut ops, namespaces, None, Wish::Empty { mode: 0o555 }, &context.style, "")?;
+    mounts::all(&mut ops, &[], linux.sysctl().clone().unwrap_or_default(), namespaces, context)?;
+    names(&mut ops, spec, namespaces)?;
+    let_go(&mut ops, &context.style, namespaces);
+    ops.push(Op::ReadOnlyMount { path: c"/" });
+    ops.push(Op::Chdir { path: c"/", create: false });
+    process::drop_privileges(&mut ops, process, context, 0, true)?;
+    ops.push(Op::Hold {});
     Ok(ops)
 }
 

@@ -84,6 +84,15 @@ fn the_launch_of_another_process() {
 }
 
 #[test]
+fn the_launch_of_a_pod_s_holder() {
+    let mut spec = docker();
+    let annotations = [(crate::HOLD_ANNOTATION.to_owned(), "true".to_owned())];
+    spec.set_annotations(Some(annotations.into()));
+    let ops = plan(&spec, &user(), None).expect("plan");
+    insta::assert_snapshot!(format!("{ops:?}"));
+}
+
+#[test]
 fn the_same_specification_gives_the_same_launch() {
     assert_eq!(
         plan(&docker(), &user(), None).expect("plan"),

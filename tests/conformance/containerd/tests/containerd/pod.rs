@@ -12,7 +12,7 @@ use protobuf::{EnumOrUnknown, Message, MessageField};
 use crate::{
     grpc::{Grpc, Refusal},
     proto::cri::*,
-    support::{Containerd, generation, unique, unique_name},
+    support::{Containerd, generation, unique, unique_name, until},
 };
 
 /// Where Debian's containernetworking-plugins are.
@@ -115,9 +115,7 @@ impl<'a> Cri<'a> {
                 self.grpc.call("runtime.v1.ImageService/ImageStatus", &question).unwrap();
             answer.image.is_some()
         };
-        while !known() {
-            std::thread::yield_now();
-        }
+        until(name, || known().then_some(()));
     }
 
     /// Imports a guest of the tree as an image of this machine's platform.
@@ -182,13 +180,10 @@ impl<'a> Cri<'a> {
 
     /// Waits for the end of a container.
     pub fn await_end(&self, container: &str) -> ContainerStatus {
-        loop {
+        until("the container's end", || {
             let status = self.status(container);
-            if status.state == 2 {
-                return status;
-            }
-            std::thread::yield_now();
-        }
+            (status.state == 2).then_some(status)
+        })
     }
 
     #[track_caller]

@@ -11,6 +11,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use knarr_harness::{ImageBuilder, bin_dir};
@@ -63,6 +64,23 @@ impl Ran {
 /// Times that containerd's own shim may fail a scenario: on a busy machine it now
 /// and then loses an exec's input, or its last output. Ours may not fail once.
 const PATIENCE_RUNC: u32 = 3;
+
+/// What does not come to be in this time never does: a scenario of containerd's own
+/// shim is tried again, ours has failed.
+const PATIENCE: Duration = Duration::from_secs(25);
+
+/// Waits for something.
+#[track_caller]
+pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        std::thread::yield_now();
+    }
+}
 
 /// Runs a scenario on containerd's shim, then on ours.
 pub fn both(scenario: impl Fn(&mut Containerd)) {
@@ -289,9 +307,7 @@ impl Containerd {
 
     /// Waits until it has this state.
     pub fn await_status(&self, id: &str, status: &str) {
-        while self.status(id) != status {
-            std::thread::yield_now();
-        }
+        until(&format!("{id} is {status}"), || (self.status(id) == status).then_some(()));
     }
 
     /// Kills, waits, deletes; answers the exit code that `delete` tells.
@@ -366,9 +382,7 @@ impl Containerd {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains("/rootfs "), "{mounts}");
         // A shim that was told to end may take a moment.
-        while !self.shims().is_empty() {
-            std::thread::yield_now();
-        }
+        until("all shims have ended", || self.shims().is_empty().then_some(()));
         // containerd's own shim leaves its socket behind when it is killed.
         let left: Vec<_> = fs::read_dir("/run/s")
             .into_iter()
@@ -459,9 +473,8 @@ impl Events {
 
     /// Waits until a container has an event.
     pub fn await_event(&self, id: &str, event: &str) {
-        while !self.of(id).iter().any(|have| have == event) {
-            std::thread::yield_now();
-        }
+        let told = || self.of(id).iter().any(|have| have == event).then_some(());
+        until(&format!("event {event} of {id}"), told);
     }
 }
 
@@ -495,11 +508,7 @@ pub fn unique() -> String {
 
 /// Waits until a file says something.
 pub fn await_content(path: &Path, needle: &str) -> String {
-    loop {
-        let text = fs::read_to_string(path).unwrap_or_default();
-        if text.contains(needle) {
-            return text;
-        }
-        std::thread::yield_now();
-    }
+    until(&format!("{needle:?} in {}", path.display()), || {
+        fs::read_to_string(path).ok().filter(|text| text.contains(needle))
+    })
 }

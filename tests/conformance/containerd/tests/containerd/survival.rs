@@ -5,7 +5,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::support::both;
+use crate::support::{both, until};
 
 #[test]
 fn s03_a_killed_shim_is_cleaned_up_after() {
@@ -17,9 +17,8 @@ fn s03_a_killed_shim_is_cleaned_up_after() {
             for (shim, _) in containerd.shims() {
                 kill(Pid::from_raw(shim), Signal::SIGKILL).unwrap();
             }
-            while events.of("one").iter().filter(|event| *event == "delete").count() <= round {
-                std::thread::yield_now();
-            }
+            let deleted = || events.of("one").iter().filter(|event| *event == "delete").count();
+            until("the shim is missed", || (deleted() > round).then_some(()));
             assert_eq!(containerd.status("one"), "", "the task is gone");
             while kill(Pid::from_raw(program), None).is_ok() {
                 std::thread::yield_now();
