@@ -6,6 +6,7 @@ fn main() {
         .pure()
         .include("proto")
         .input("proto/containerd.proto")
+        .input("proto/cri.proto")
         .cargo_out_dir("proto")
         .run_from_script();
 }

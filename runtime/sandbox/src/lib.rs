@@ -71,8 +71,8 @@ pub use container::{
 pub use error::{Error, Failure};
 pub use lsm::{apparmor, selinux};
 pub use options::{
-    CreateOptions, ExecManner, HOLD_ANNOTATION, INIT_ANNOTATION, Manner, RootfsMount, SECCOMP_ANNOTATION,
-    SYSTEMD_ANNOTATION, Stdio,
+    CreateOptions, ExecManner, HOLD_ANNOTATION, INIT_ANNOTATION, Manner, RootfsMount,
+    SECCOMP_ANNOTATION, SYSTEMD_ANNOTATION, Stdio,
 };
 pub use peek::open_in_root;
 pub use systemd::systemd_manager;

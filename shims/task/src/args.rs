@@ -5,7 +5,8 @@
 //! containerd-shim-knarr-v1 -info
 //! containerd-shim-knarr-v1 -namespace NS -id ID -address A [-debug] start
 //! containerd-shim-knarr-v1 -namespace NS -id ID -address A -bundle B delete
-//! containerd-shim-knarr-v1 -namespace NS -id GROUP -address A -knarr-listen PATH     (by start)
+//! containerd-shim-knarr-v1 -namespace NS -id GROUP -address A -knarr-listen PATH
+//!     [-knarr-systemd]                                                               (by start)
 //! containerd-shim-knarr-v1 -namespace knarr -id POOL -address "" -knarr-socket PATH  (by knarrd)
 //! ```
 
@@ -53,6 +54,8 @@ pub(crate) enum Mode {
         caller: Caller,
         /// The socket's path.
         socket: PathBuf,
+        /// systemd makes a pod's control group.
+        systemd: bool,
     },
 }
 
@@ -60,6 +63,7 @@ pub(crate) enum Mode {
 pub(crate) fn parse(arguments: impl IntoIterator<Item = String>) -> anyhow::Result<Mode> {
     let mut caller = Caller::default();
     let (mut serve, mut listen, mut bundle, mut action) = (None, None, None, None);
+    let mut systemd = false;
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
         let Some(flag) = argument.strip_prefix("--").or_else(|| argument.strip_prefix('-')) else {
@@ -86,6 +90,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = String>) -> anyhow::Resu
             }
             "knarr-socket" => serve = Some(PathBuf::from(text()?)),
             "knarr-listen" => listen = Some(PathBuf::from(text()?)),
+            "knarr-systemd" => systemd = true,
             _ => anyhow::bail!("unknown flag -{name}"),
         }
     }
@@ -96,7 +101,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = String>) -> anyhow::Resu
     anyhow::ensure!(!caller.namespace.is_empty(), "flag -namespace is missing");
     anyhow::ensure!(!caller.id.is_empty(), "flag -id is missing");
     match (action.as_deref(), listen) {
-        (None, Some(socket)) => Ok(Mode::Listen { caller, socket }),
+        (None, Some(socket)) => Ok(Mode::Listen { caller, socket, systemd }),
         (Some("start"), None) => Ok(Mode::Start(caller)),
         (Some("delete"), None) => Ok(Mode::Delete { caller, bundle }),
         (Some(other), _) => anyhow::bail!("unknown action {other}"),

@@ -1,7 +1,8 @@
 //! The calls that containerd makes of a shim's program, and what it may say there.
 //!
 //! ```text
-//!  containerd ── start ──▶ 1. which group: the pod's sandbox, else the container
+//!  containerd ── start ──▶ 1. which group: the pod's sandbox, else the container (or the
+//!                             sandbox itself, which has no config.json)
 //!                          2. whoever listens for the group already is the answer;
 //!                             else bind the socket and start ourselves to serve it
 //!                          3. the address to `address` in the bundle and to stdout
@@ -48,7 +49,7 @@ use containerd_shim_protos::{
 use knarr_model::task::{ExitRecord, InitRecord};
 use sha2::{Digest as _, Sha256};
 
-use crate::{args::Caller, attach, options::Options, records};
+use crate::{args::Caller, attach, options::Options, pod, records};
 
 /// Where containerd serves the events that shims forward.
 pub(crate) const TTRPC_ADDRESS: &str = "TTRPC_ADDRESS";
@@ -88,9 +89,11 @@ pub(crate) fn start(caller: &Caller) -> Result<()> {
         None if input.is_empty() => Vec::new(),
         None => vec![Any::parse_from_bytes(&input).context("the runtime's options are damaged")?],
     };
-    // They come again with each container; what is wrong is said once, and early.
+    // They come again with each container, but not with a pod's sandbox; what is wrong is
+    // said once, and early.
+    let mut systemd = false;
     for any in &options {
-        Options::of(any)?;
+        systemd |= Options::of(any)?.systemd_cgroup;
     }
     let group = group(Path::new("config.json"))?.unwrap_or_else(|| caller.id.clone());
     let directory = match bootstrap.as_ref().and_then(|params| params.socket_dir.as_deref()) {
@@ -98,7 +101,7 @@ pub(crate) fn start(caller: &Caller) -> Result<()> {
         _ => sockets_of(&caller.address),
     };
     let socket = directory.join(socket_name(caller, &group));
-    find_or_start(caller, &group, &socket, bootstrap.as_ref())?;
+    find_or_start(caller, &group, &socket, systemd, bootstrap.as_ref())?;
     let address = format!("unix://{}", socket.display());
     // containerd finds us by this after its own restart.
     write_whole(Path::new(ADDRESS), address.as_bytes())?;
@@ -141,7 +144,11 @@ fn group(config: &Path) -> Result<Option<String>> {
         annotations: std::collections::HashMap<String, String>,
     }
     let shown = config.display();
-    let text = fs::read(config).with_context(|| format!("read {shown}"))?;
+    let text = match fs::read(config) {
+        // A pod's sandbox has none.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        other => other.with_context(|| format!("read {shown}"))?,
+    };
     let config: Config = serde_json::from_slice(&text).with_context(|| format!("parse {shown}"))?;
     Ok(GROUPS.iter().find_map(|name| config.annotations.get(*name).cloned()))
 }
@@ -168,6 +175,7 @@ fn find_or_start(
     caller: &Caller,
     group: &str,
     socket: &Path,
+    systemd: bool,
     bootstrap: Option<&BootstrapParams>,
 ) -> Result<()> {
     let directory = socket.parent().context("a socket lies in a directory")?;
@@ -186,9 +194,7 @@ fn find_or_start(
         .args(["-namespace", &caller.namespace, "-id", group, "-address", &caller.address])
         .arg("-knarr-listen")
         .arg(socket);
-    if caller.debug {
-        command.arg("-debug");
-    }
+    command.args(systemd.then_some("-knarr-systemd")).args(caller.debug.then_some("-debug"));
     if let Some(params) = bootstrap {
         command.env(TTRPC_ADDRESS, &params.containerd_ttrpc_address);
     }
@@ -238,6 +244,7 @@ pub(crate) fn delete(bundle: &Path) -> Result<()> {
     if let Some(init) = &init {
         knarr_sandbox::clean_up(&init.cgroup).context("remove what the container left")?;
     }
+    pod::remove_files(bundle);
     if let Some(address) = read(ADDRESS).and_then(|text| String::from_utf8(text).ok())
         && let Some(socket) = address.strip_prefix("unix://")
         && UnixStream::connect(socket).is_err()
@@ -319,5 +326,6 @@ mod tests {
         }
         fs::write(&path, "[").unwrap();
         group(&path).unwrap_err();
+        assert_eq!(group(&dir.path().join("none")).unwrap(), None, "a pod's sandbox has none");
     }
 }

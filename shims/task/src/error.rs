@@ -1,4 +1,4 @@
-//! Errors of the Task API, as gRPC status codes with containerd's meanings.
+//! Errors of the Task and the Sandbox API, as gRPC status codes with containerd's meanings.
 //!
 //! | code | when |
 //! |---|---|
@@ -7,6 +7,7 @@
 //! | `FAILED_PRECONDITION` | not in that state: delete while running, exec while stopped or paused |
 //! | `INVALID_ARGUMENT` | the request or the bundle is wrong, or the program cannot be executed, in Docker's words; `Wait` then answers 127, 126 or 128 |
 //! | `UNIMPLEMENTED` | Knarr does not do that |
+//! | `DEADLINE_EXCEEDED` | a sandbox does not end in time |
 //! | `INTERNAL` | the kernel refused |
 
 use knarr_model::{ErrorKind, Kinded};
@@ -42,6 +43,10 @@ impl Error {
 
     pub(crate) fn unimplemented(message: impl Into<String>) -> Self {
         Self { code: Code::UNIMPLEMENTED, message: message.into() }
+    }
+
+    pub(crate) fn deadline(message: impl Into<String>) -> Self {
+        Self { code: Code::DEADLINE_EXCEEDED, message: message.into() }
     }
 
     pub(crate) fn internal(what: impl std::fmt::Display, error: impl std::fmt::Display) -> Self {

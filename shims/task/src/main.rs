@@ -37,10 +37,12 @@ mod lifeline;
 mod metrics;
 mod netdev;
 mod options;
+mod pod;
 mod process;
 mod publish;
 mod reaper;
 mod records;
+mod sandbox;
 mod service;
 mod stdio;
 mod streams;
@@ -49,6 +51,8 @@ mod task;
 use std::{io::Write, path::Path, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
+use tokio::net::UnixListener;
+use tokio_util::{io::InspectReader, task::TaskTracker};
 use ttrpc::asynchronous::{Server, transport::Listener};
 
 use crate::{args::Mode, artifact::Artifacts, publish::Publisher, service::Tasks};
@@ -68,6 +72,9 @@ mod proto {
 
 /// The last events wait so long for a containerd that is away.
 const EVENTS: Duration = Duration::from_secs(10);
+
+/// Who was answered hangs up so soon.
+const GOODBYE: Duration = Duration::from_secs(5);
 
 /// The last output of a task belongs to the clients that were attached to it,
 /// also when they read slowly (`docker run … | less`).
@@ -95,9 +102,9 @@ fn run() -> anyhow::Result<()> {
         Mode::Delete { bundle, .. } => {
             containerd::delete(bundle.as_deref().unwrap_or(Path::new(".")))
         }
-        Mode::Listen { caller, socket } => {
+        Mode::Listen { caller, socket, systemd } => {
             let listener = lifeline::take_listener()?;
-            runtime(caller.debug)?.block_on(listen(&caller, &socket, listener))
+            runtime(caller.debug)?.block_on(listen(&caller, &socket, systemd, listener))
         }
     }
 }
@@ -128,6 +135,7 @@ fn runtime(debug: bool) -> anyhow::Result<tokio::runtime::Runtime> {
 async fn listen(
     caller: &args::Caller,
     socket: &Path,
+    systemd: bool,
     listener: std::os::unix::net::UnixListener,
 ) -> anyhow::Result<()> {
     let address = std::env::var(containerd::TTRPC_ADDRESS).unwrap_or_default();
@@ -135,21 +143,52 @@ async fn listen(
     let address = if address.is_empty() { format!("{}.ttrpc", caller.address) } else { address };
     let publisher = Publisher::new(&caller.namespace, &address);
     let artifacts = Artifacts::new(&caller.address, &caller.namespace);
-    let tasks =
-        Tasks::for_containerd(socket.to_owned(), &caller.namespace, publisher.clone(), artifacts);
+    let tasks = Tasks::for_containerd(
+        socket.to_owned(),
+        &caller.namespace,
+        publisher.clone(),
+        artifacts,
+        systemd,
+    );
+    let callers = TaskTracker::new();
     let mut server = Server::new()
-        .add_listener(Listener::try_from(listener)?)
+        .add_listener(counted(listener, callers.clone())?)
         .register_service(tasks.services());
     server.start().await.context("serve")?;
     tokio::spawn(reaper::reap_strangers(tasks.clone())?);
-    tokio::select! {
-        () = tasks.shutdown() => {}
-        () = unused(tasks.clone()) => {}
-    }
+    let callers_first = tokio::select! {
+        callers_first = tasks.shutdown() => callers_first,
+        () = unused(tasks.clone()) => false,
+    };
     let _ = std::fs::remove_file(socket);
+    if callers_first {
+        callers.close();
+        let _ = tokio::time::timeout(GOODBYE, callers.wait()).await;
+    }
     let _ = tokio::time::timeout(EVENTS, publisher.delivered()).await;
     let _ = tokio::time::timeout(Duration::from_secs(2), server.shutdown()).await;
     Ok(())
+}
+
+/// Connections that are tracked until they are closed.
+fn counted(
+    listener: std::os::unix::net::UnixListener,
+    callers: TaskTracker,
+) -> anyhow::Result<Listener> {
+    let listener = UnixListener::from_std(listener)?;
+    Ok(Listener::new(futures_util::stream::unfold(listener, move |listener| {
+        let callers = callers.clone();
+        async move {
+            let accepted = listener.accept().await;
+            let tracked = accepted.map(|(caller, _)| {
+                let token = callers.token();
+                InspectReader::new(caller, move |_: &[u8]| {
+                    let _lives_as_long = &token;
+                })
+            });
+            Some((tracked, listener))
+        }
+    })))
 }
 
 /// Returns when containerd seems to have forgotten us: no task for a long time,
@@ -176,7 +215,7 @@ async fn serve(socket: &Path) -> anyhow::Result<()> {
     tokio::spawn(reaper::reap_strangers(tasks.clone())?);
     let lifeline = lifeline::take()?;
     tokio::select! {
-        () = tasks.shutdown() => {}
+        _ = tasks.shutdown() => {}
         () = idle_without_daemon(lifeline, tasks.clone()) => {}
     }
     // Nobody new finds us; those who asked get their answers.

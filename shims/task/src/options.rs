@@ -10,7 +10,8 @@
 //! before that the table may only name a file (`ConfigPath`) with the same words.
 //! The words are those of containerd's own runtime. What asks for something that
 //! this one does not do is an error that names it; what only says where CRIU is,
-//! which nobody calls, is passed over.
+//! which nobody calls, or where containerd finds a sandbox's shim, which we are, is
+//! passed over.
 
 use std::path::Path;
 
@@ -145,6 +146,7 @@ impl Options {
             "NoPivotRoot" => &mut self.no_pivot_root,
             "NoNewKeyring" => &mut self.no_new_keyring,
             "CriuPath" | "CriuImagePath" | "CriuWorkPath" => return Ok(()),
+            "TaskApiAddress" | "TaskApiVersion" => return Ok(()),
             _ if value.says_nothing() => return Ok(()),
             _ => bail!("the option {name} is not supported by the runtime io.containerd.knarr.v1"),
         };
@@ -202,8 +204,9 @@ mod tests {
         assert_eq!(of(RUNC, b"").unwrap(), Options::default());
         assert_eq!(of(RUNC, &[9 << 3, 1]).unwrap(), systemd);
         assert!(of(RUNC, &[1 << 3, 1]).unwrap().no_pivot_root);
-        // Where CRIU is; nothing of a shim's group; version 3 of the protocol that we speak.
-        of(RUNC, &[text(8, "/criu"), text(3, "")].concat()).unwrap();
+        // Where CRIU is; nothing of a shim's group; where we are and what we speak.
+        let here = text(12, "ttrpc+unix:///run/s/x");
+        of(RUNC, &[text(8, "/criu"), text(3, ""), here, vec![13 << 3, 3]].concat()).unwrap();
         for (bytes, name) in [
             (text(3, "/shims"), "ShimCgroup"),
             (text(6, "crun"), "BinaryName"),

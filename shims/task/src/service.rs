@@ -2,6 +2,8 @@
 //! older name v2): requests are parsed here, carried out by [`Task`], and never
 //! held up by each other.
 //!
+//! A shim that containerd asks for it keeps a pod as well (`sandbox.rs`).
+//!
 //! A handler is dropped where its client goes away: whatever must be finished
 //! is done without awaiting, or by a task of its own.
 
@@ -9,6 +11,7 @@ use std::{
     collections::HashMap,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -19,7 +22,8 @@ use containerd_shim_protos::{
         EnumOrUnknown, MessageField,
         well_known_types::{any::Any, empty::Empty, timestamp::Timestamp},
     },
-    shim_async,
+    sandbox_api::CreateSandboxRequest,
+    sandbox_async, shim_async,
 };
 use knarr_bundle::Entry;
 use knarr_model::{Signal, task::TaskStats};
@@ -35,8 +39,10 @@ use crate::{
     error::{Error, Result},
     metrics,
     options::Options,
+    pod::{Home, Pod},
     process::Exit,
     publish::{Event, Publisher},
+    sandbox,
     stdio::Addresses,
     streams::lock,
     task::{NewTask, Phase, Task},
@@ -50,19 +56,32 @@ pub(crate) struct Tasks {
     socket: PathBuf,
     /// How many tasks there are; the shim's own end depends on it.
     count: watch::Sender<usize>,
-    shutdown: watch::Sender<bool>,
+    shutdown: watch::Sender<Shutdown>,
     clients: TaskTracker,
     /// Where this shim is containerd's: the namespace, and who is told events.
     containerd: Option<(String, Publisher)>,
+    /// The sandbox of which these are the containers, where containerd leaves it to us.
+    pod: Mutex<Option<Arc<Pod>>>,
+    /// systemd makes that one's control group.
+    systemd: bool,
     /// What runs containerd's Wasm programs, and where those that are artifacts are;
     /// knarrd brings its own.
     guests: Option<(knarr_bundle::Host, Artifacts)>,
 }
 
+/// Whether the shim is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shutdown {
+    No,
+    Now,
+    /// When its callers have hung up.
+    AfterCallers,
+}
+
 impl Tasks {
     /// No tasks yet.
     pub(crate) fn new(socket: PathBuf) -> Arc<Self> {
-        Self::of(socket, None, None)
+        Self::of(socket, None, None, false)
     }
 
     /// The same for containerd, which is told what happens.
@@ -71,21 +90,25 @@ impl Tasks {
         namespace: &str,
         publisher: Publisher,
         artifacts: Artifacts,
+        systemd: bool,
     ) -> Arc<Self> {
         let guests = (knarr_bundle::Host::new(), artifacts);
-        Self::of(socket, Some((namespace.to_owned(), publisher)), Some(guests))
+        Self::of(socket, Some((namespace.to_owned(), publisher)), Some(guests), systemd)
     }
 
     fn of(
         socket: PathBuf,
         containerd: Option<(String, Publisher)>,
         guests: Option<(knarr_bundle::Host, Artifacts)>,
+        systemd: bool,
     ) -> Arc<Self> {
         Arc::new(Self {
+            pod: Mutex::default(),
+            systemd,
             tasks: Mutex::default(),
             socket,
             count: watch::Sender::new(0),
-            shutdown: watch::Sender::new(false),
+            shutdown: watch::Sender::new(Shutdown::No),
             clients: TaskTracker::new(),
             guests,
             containerd,
@@ -98,23 +121,30 @@ impl Tasks {
         }
     }
 
-    /// The services to register: the same one under both of its names.
+    /// The services to register: the Task API under both of its names, and for containerd
+    /// that of sandboxes.
     pub(crate) fn services(self: &Arc<Self>) -> HashMap<String, Service> {
         let mut services = shim_async::create_task(Arc::new(Api(self.clone())));
         for (name, service) in shim_async::create_task(Arc::new(Api(self.clone()))) {
             services.insert(name.replace("task.v3", "task.v2"), service);
         }
+        if self.containerd.is_some() {
+            services.extend(sandbox_async::create_sandbox(Arc::new(sandbox::Api(self.clone()))));
+        }
         services
     }
 
-    /// Follows the number of tasks.
+    /// Follows the number of tasks, with the pod's own.
     pub(crate) fn count(&self) -> watch::Receiver<usize> {
         self.count.subscribe()
     }
 
-    /// Waits for an accepted `Shutdown`.
-    pub(crate) async fn shutdown(&self) {
-        let _ = self.shutdown.subscribe().wait_for(|asked| *asked).await;
+    /// Waits for an accepted `Shutdown`, or `ShutdownSandbox`: whether the callers hang up
+    /// first.
+    pub(crate) async fn shutdown(&self) -> bool {
+        let mut asked = self.shutdown.subscribe();
+        let asked = asked.wait_for(|asked| *asked != Shutdown::No).await;
+        asked.is_ok_and(|asked| *asked == Shutdown::AfterCallers)
     }
 
     /// Waits until the clients of tasks that are gone have all their output, or
@@ -127,6 +157,71 @@ impl Tasks {
     /// Whether a task reaps this child itself.
     pub(crate) fn owns(&self, pid: u32) -> bool {
         lock(&self.tasks).values().any(|task| task.owns(pid))
+            || lock(&self.pod).as_ref().is_some_and(|pod| pod.task.owns(pid))
+    }
+
+    /// Makes the pod.
+    pub(crate) fn add_pod(&self, request: &CreateSandboxRequest) -> Result<()> {
+        let Some((namespace, _)) = &self.containerd else {
+            return Err(Error::unimplemented("sandboxes are containerd's"));
+        };
+        let home =
+            Home { socket: &self.socket, clients: &self.clients, namespace, systemd: self.systemd };
+        {
+            let mut place = lock(&self.pod);
+            if let Some(pod) = &*place {
+                return Err(Error::exists(format!("sandbox {} already exists", pod.id)));
+            }
+            *place = Some(Arc::new(Pod::create(request, &home)?));
+        }
+        self.recount(&lock(&self.tasks));
+        Ok(())
+    }
+
+    /// The pod of this name.
+    pub(crate) fn pod(&self, id: &str) -> Result<Arc<Pod>> {
+        let missing = || Error::not_found(format!("no such sandbox: {id}"));
+        lock(&self.pod).as_ref().filter(|pod| pod.id == id).cloned().ok_or_else(missing)
+    }
+
+    /// Kills all containers.
+    pub(crate) fn kill_all(&self) {
+        let all: Vec<_> = lock(&self.tasks).values().cloned().collect();
+        for task in all.iter().filter(|task| task.init.exit().is_none()) {
+            if let Err(error) = task.kill("", Signal::KILL, true) {
+                tracing::warn!("kill {} with its pod: {error}", task.id);
+            }
+        }
+    }
+
+    /// Removes the pod with whatever is left in it, and ends the shim. Where the pod did not
+    /// come to be, that is all.
+    pub(crate) async fn end_pod(&self, id: &str, patience: Duration) -> Result<()> {
+        if lock(&self.pod).is_some() {
+            let pod = self.pod(id)?;
+            self.kill_all();
+            let left: Vec<String> = lock(&self.tasks).keys().cloned().collect();
+            for task in left {
+                self.delete(&task, "").await?;
+            }
+            pod.stop(patience).await?;
+            *lock(&self.pod) = None;
+            self.recount(&lock(&self.tasks));
+        }
+        // containerd takes a connection that ends behind the answer for a failure.
+        self.end_if_unused(Shutdown::AfterCallers);
+        Ok(())
+    }
+
+    fn recount(&self, tasks: &HashMap<String, Arc<Task>>) {
+        self.count.send_replace(tasks.len() + usize::from(lock(&self.pod).is_some()));
+    }
+
+    /// Not the end while others have something here; containerd asks after each.
+    fn end_if_unused(&self, how: Shutdown) {
+        if lock(&self.tasks).is_empty() && lock(&self.pod).is_none() {
+            self.shutdown.send_replace(how);
+        }
     }
 
     fn get(&self, id: &str) -> Result<Arc<Task>> {
@@ -191,12 +286,13 @@ impl Tasks {
             },
             socket: &self.socket,
             clients: &self.clients,
-            containerd: self.containerd.as_ref(),
+            namespace: self.containerd.as_ref().map(|(namespace, _)| namespace.as_str()),
+            publisher: self.containerd.as_ref().map(|(_, publisher)| publisher),
             options,
         })?;
         let pid = task.init.pid();
         tasks.insert(request.id, task);
-        self.count.send_replace(tasks.len());
+        self.recount(&tasks);
         self.publish(|| {
             event.pid = pid;
             Event::Create(event)
@@ -216,6 +312,9 @@ impl Tasks {
         let config = bundle.join("config.json");
         let mut spec = oci::Spec::load(&config)
             .map_err(|error| Error::invalid(format!("load {}: {error}", config.display())))?;
+        if let Some(pod) = &*lock(&self.pod) {
+            pod.furnish(&mut spec);
+        }
         if let Some((host, artifacts)) = &self.guests {
             let guest = match knarr_bundle::entry(&spec, bundle, rootfs)? {
                 Entry::Native => None,
@@ -252,7 +351,7 @@ impl Tasks {
         if tasks.remove(id).is_none() {
             return Err(Error::not_found(format!("no such task: {id}")));
         }
-        self.count.send_replace(tasks.len());
+        self.recount(&tasks);
         self.publish(|| {
             Event::Delete(events::TaskDelete {
                 container_id: id.to_owned(),
@@ -302,12 +401,15 @@ fn no_checkpoint() -> Error {
 }
 
 pub(crate) fn timestamp(exit: Option<Exit>) -> MessageField<Timestamp> {
-    exit.map(|exit| Timestamp {
-        seconds: exit.at.as_second(),
-        nanos: exit.at.subsec_nanosecond(),
+    exit.map_or_else(MessageField::none, |exit| moment(exit.at))
+}
+
+pub(crate) fn moment(at: jiff::Timestamp) -> MessageField<Timestamp> {
+    MessageField::some(Timestamp {
+        seconds: at.as_second(),
+        nanos: at.subsec_nanosecond(),
         ..Default::default()
     })
-    .into()
 }
 
 fn json<T: DeserializeOwned>(what: &str, any: &MessageField<Any>) -> Result<T> {
@@ -524,9 +626,10 @@ impl shim_async::Task for Api {
         _: &TtrpcContext,
         request: api::ShutdownRequest,
     ) -> ttrpc::Result<Empty> {
-        // Not the end while others have tasks here; containerd asks after each.
-        if request.now || lock(&self.0.tasks).is_empty() {
-            self.0.shutdown.send_replace(true);
+        if request.now {
+            self.0.shutdown.send_replace(Shutdown::Now);
+        } else {
+            self.0.end_if_unused(Shutdown::Now);
         }
         Ok(Empty::new())
     }

@@ -68,8 +68,10 @@ pub(crate) struct NewTask<'a> {
     pub(crate) socket: &'a Path,
     /// Clients that are attached to any task.
     pub(crate) clients: &'a TaskTracker,
-    /// containerd's namespace, and who tells it of ends; none with knarrd.
-    pub(crate) containerd: Option<&'a (String, Publisher)>,
+    /// containerd's namespace; none with knarrd.
+    pub(crate) namespace: Option<&'a str>,
+    /// Who tells containerd of ends.
+    pub(crate) publisher: Option<&'a Publisher>,
     /// With what a Wasm program is launched with, where it is one.
     pub(crate) spec: &'a oci::Spec,
     /// containerd's, of the runtime.
@@ -117,7 +119,7 @@ impl Task {
         let spec = new.spec;
         let size = spec.process().as_ref().and_then(|process| process.console_size());
         let wasm = spec.annotations().as_ref().is_some_and(|all| all.contains_key(WASM_ANNOTATION));
-        let owner = new.containerd.map(|(namespace, _)| Owner { namespace, id: new.id });
+        let owner = new.namespace.map(|namespace| Owner { namespace, id: new.id });
         let init = Process::new("", new.addresses, None, box_size(size), owner)?;
         let options = CreateOptions {
             id: new.id,
@@ -129,10 +131,10 @@ impl Task {
         // To knarrd, which makes the network between the two, an error of create
         // and one of start are the same; containerd's clients tell them apart.
         let manner = Manner {
-            hasty: new.containerd.is_none(),
+            hasty: new.namespace.is_none(),
             no_pivot: new.options.no_pivot_root,
             no_new_keyring: new.options.no_new_keyring,
-            rootless: new.containerd.is_some() && knarr_sandbox::rootless::contained(),
+            rootless: new.namespace.is_some() && knarr_sandbox::rootless::contained(),
             ..Manner::default()
         };
         let mut created = knarr_sandbox::create_with(options, manner)?;
@@ -156,12 +158,12 @@ impl Task {
             paused: AtomicBool::new(false),
             killed: AtomicBool::new(false),
             wasm,
-            namespace: new.containerd.map(|(namespace, _)| namespace.clone()),
-            publisher: new.containerd.map(|(_, publisher)| publisher.clone()),
+            namespace: new.namespace.map(str::to_owned),
+            publisher: new.publisher.cloned(),
             attach: Mutex::default(),
         });
         // containerd's clients attach through its FIFOs.
-        if new.containerd.is_none() {
+        if new.namespace.is_none() {
             task.listen(new.clients)
                 .map_err(|error| Error::internal("listen on attach.sock", error))?;
         }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    pod::{Cri, GATEWAY, HANDLERS, of_container, of_pod},
+    pod::{Cri, GATEWAY, RUNC, handlers, of_container, of_pod},
     proto::cri::*,
     support::{BUSYBOX, Containerd, await_content, with_cri},
 };
@@ -48,7 +48,7 @@ fn own_memory(pid: i32) -> u64 {
 fn cri_a_pod_lives_and_leaves_nothing() {
     with_cri(|containerd| {
         let cri = Cri::new(containerd);
-        for handler in HANDLERS {
+        for handler in handlers().iter().copied() {
             eprintln!("--- {handler}");
             let pod = cri.run_pod(handler, |_| {});
             let status = pod.status();
@@ -119,7 +119,7 @@ fn cri_a_pod_lives_and_leaves_nothing() {
 fn cri_figures_are_real_and_limits_change() {
     with_cri(|containerd| {
         let cri = Cri::new(containerd);
-        for handler in HANDLERS {
+        for handler in handlers().iter().copied() {
             eprintln!("--- {handler}");
             let pod = cri.run_pod(handler, |_| {});
             let mut config = pod.container(BUSYBOX, &["sh", "-c", "while :; do :; done"]);
@@ -185,116 +185,119 @@ fn cri_figures_are_real_and_limits_change() {
 fn cri_native_and_wasm_share_a_pod() {
     with_cri(|containerd| {
         let cri = Cri::new(containerd);
-        let [web, hello] = ["web", "hello"].map(|guest| cri.import_guest(guest));
-        let pod = cri.run_pod("knarr", |config| {
-            config.port_mappings.push(PortMapping {
-                container_port: 8080,
-                host_port: 18080,
-                ..Default::default()
-            });
-        });
-        let hold = containerd.path("hold");
-        fs::create_dir(&hold).unwrap();
-        let volume = Mount {
-            container_path: "/data".into(),
-            host_path: hold.display().to_string(),
-            ..Default::default()
-        };
-        let mut config = pod.container(BUSYBOX, &["sleep", "1000"]);
-        config.mounts.push(volume.clone());
-        let native = pod.run(&config);
-        let mut config = pod.container(&web, &[]);
-        config.mounts.push(volume.clone());
-        let served = pod.run(&config);
-        assert_eq!(containerd.shims().len(), 1, "{:?}", containerd.shims());
-
-        // From the host's side of the bridge, from a mapped port, and from next door.
-        let address = format!("{}:8080", pod.status().network.ip);
-        let answer = get(&address, "/");
-        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-        let answer = get(&format!("{GATEWAY}:18080"), "/");
-        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-        let next_door = cri.exec(&native, &["wget", "-q", "-O", "-", "http://127.0.0.1:8080/"]);
-        assert!(!next_door.is_empty());
-
-        // A volume of both.
-        let mut config = pod.container(&hello, &["/hello.wasm", "write", "/data/log", "grain"]);
-        config.command = std::mem::take(&mut config.args);
-        config.mounts.push(volume.clone());
-        let writer = pod.run(&config);
-        let ended = cri.await_end(&writer);
-        assert_eq!(ended.exit_code, 0, "{ended:?}");
-        assert_eq!(cri.exec(&native, &["cat", "/data/log"]), "grain");
-        config.metadata.mut_or_insert_default().attempt = 1;
-        config.mounts[0].readonly = true;
-        assert_eq!(cri.await_end(&pod.run(&config)).exit_code, 1, "a volume to be read");
-
-        // Environment, log, exit code.
-        let mut config = pod.container(&hello, &[]);
-        config.envs.push(KeyValue {
-            key: "NAME".into(),
-            value: "boat".into(),
-            ..Default::default()
-        });
-        let said = pod.run(&config);
-        assert_eq!(cri.await_end(&said).exit_code, 0);
-        let log = await_content(&pod.log(&config), "from a Wasm program");
-        assert!(log.contains(" stdout F hello boat, from a Wasm program"), "{log}");
-
-        // Figures, limits, what there is not.
-        let stats: ContainerStatsResponse =
-            cri.ask("ContainerStats", &of_container(&served)).unwrap();
-        let stats = stats.stats.unwrap();
-        assert!(stats.memory.working_set_bytes.value > 0, "{stats:?}");
-        assert!(stats.cpu.usage_core_nano_seconds.value > 0, "{stats:?}");
-        let update = UpdateContainerResourcesRequest {
-            container_id: served.clone(),
-            linux: Some(LinuxContainerResources {
-                memory_limit_in_bytes: 128 << 20,
-                ..Default::default()
-            })
-            .into(),
-            ..Default::default()
-        };
-        cri.ask::<Empty>("UpdateContainerResources", &update).unwrap();
-        let limit = cgroup(containerd, &served, "memory", "memory.limit_in_bytes");
-        assert_eq!(limit, (128 << 20).to_string());
-        let refused = cri.try_exec(&served, &["true"]).unwrap_err();
-        assert!(refused.message.contains("there is one program in it"), "{refused:?}");
-
-        // What the RuntimeClass says of overhead: the shim's own memory for all of
-        // them. The program's pages are everybody's, where it is not the only one.
-        let shim = containerd.shims()[0].0;
-        let other = cri.run_pod("knarr", |_| {});
-        let own = own_memory(shim);
-        eprintln!("the shim has {own} KiB of its own");
-        assert!(own <= 3 * 1024, "{own} KiB");
-        other.stop();
-        other.remove();
-
-        // It ends politely and is made anew where it was.
-        let ended = cri.stop(&served, 20);
-        assert_eq!((ended.state, ended.exit_code), (2, 0), "{ended:?}");
-        cri.remove(&served);
-        pod.run(&pod.container(&web, &[]));
-        assert!(get(&address, "/").starts_with("HTTP/1.1 200"));
-        assert_eq!(containerd.shims().len(), 1, "{:?}", containerd.shims());
-        pod.stop();
-        pod.remove();
-        cri.assert_clean();
+        let guests = ["web", "hello"].map(|guest| cri.import_guest(guest));
+        for handler in handlers().iter().filter(|handler| **handler != RUNC) {
+            eprintln!("--- {handler}");
+            share_a_pod(&cri, handler, &guests);
+        }
     });
+}
+
+fn share_a_pod(cri: &Cri<'_>, handler: &str, [web, hello]: &[String; 2]) {
+    let containerd = cri.containerd;
+    let pod = cri.run_pod(handler, |config| {
+        config.port_mappings.push(PortMapping {
+            container_port: 8080,
+            host_port: 18080,
+            ..Default::default()
+        });
+    });
+    let hold = containerd.path(&format!("hold-{handler}"));
+    fs::create_dir(&hold).unwrap();
+    let volume = Mount {
+        container_path: "/data".into(),
+        host_path: hold.display().to_string(),
+        ..Default::default()
+    };
+    let mut config = pod.container(BUSYBOX, &["sleep", "1000"]);
+    config.mounts.push(volume.clone());
+    let native = pod.run(&config);
+    let mut config = pod.container(web, &[]);
+    config.mounts.push(volume.clone());
+    let served = pod.run(&config);
+    assert_eq!(containerd.shims().len(), 1, "{:?}", containerd.shims());
+
+    // From the host's side of the bridge, from a mapped port, and from next door.
+    let address = format!("{}:8080", pod.status().network.ip);
+    let answer = get(&address, "/");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let answer = get(&format!("{GATEWAY}:18080"), "/");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let next_door = cri.exec(&native, &["wget", "-q", "-O", "-", "http://127.0.0.1:8080/"]);
+    assert!(!next_door.is_empty());
+
+    // A volume of both.
+    let mut config = pod.container(hello, &["/hello.wasm", "write", "/data/log", "grain"]);
+    config.command = std::mem::take(&mut config.args);
+    config.mounts.push(volume.clone());
+    let writer = pod.run(&config);
+    let ended = cri.await_end(&writer);
+    assert_eq!(ended.exit_code, 0, "{ended:?}");
+    assert_eq!(cri.exec(&native, &["cat", "/data/log"]), "grain");
+    config.metadata.mut_or_insert_default().attempt = 1;
+    config.mounts[0].readonly = true;
+    assert_eq!(cri.await_end(&pod.run(&config)).exit_code, 1, "a volume to be read");
+
+    // Environment, log, exit code.
+    let mut config = pod.container(hello, &[]);
+    config.envs.push(KeyValue { key: "NAME".into(), value: "boat".into(), ..Default::default() });
+    let said = pod.run(&config);
+    assert_eq!(cri.await_end(&said).exit_code, 0);
+    let log = await_content(&pod.log(&config), "from a Wasm program");
+    assert!(log.contains(" stdout F hello boat, from a Wasm program"), "{log}");
+
+    // Figures, limits, what there is not.
+    let stats: ContainerStatsResponse = cri.ask("ContainerStats", &of_container(&served)).unwrap();
+    let stats = stats.stats.unwrap();
+    assert!(stats.memory.working_set_bytes.value > 0, "{stats:?}");
+    assert!(stats.cpu.usage_core_nano_seconds.value > 0, "{stats:?}");
+    let update = UpdateContainerResourcesRequest {
+        container_id: served.clone(),
+        linux: Some(LinuxContainerResources {
+            memory_limit_in_bytes: 128 << 20,
+            ..Default::default()
+        })
+        .into(),
+        ..Default::default()
+    };
+    cri.ask::<Empty>("UpdateContainerResources", &update).unwrap();
+    let limit = cgroup(containerd, &served, "memory", "memory.limit_in_bytes");
+    assert_eq!(limit, (128 << 20).to_string());
+    let refused = cri.try_exec(&served, &["true"]).unwrap_err();
+    assert!(refused.message.contains("there is one program in it"), "{refused:?}");
+
+    // What the RuntimeClass says of overhead: the shim's own memory for all of
+    // them. The program's pages are everybody's, where it is not the only one.
+    let shim = containerd.shims()[0].0;
+    let other = cri.run_pod(handler, |_| {});
+    let own = own_memory(shim);
+    eprintln!("the shim has {own} KiB of its own");
+    assert!(own <= 3 * 1024, "{own} KiB");
+    other.stop();
+    other.remove();
+
+    // It ends politely and is made anew where it was.
+    let ended = cri.stop(&served, 20);
+    assert_eq!((ended.state, ended.exit_code), (2, 0), "{ended:?}");
+    cri.remove(&served);
+    pod.run(&pod.container(web, &[]));
+    assert!(get(&address, "/").starts_with("HTTP/1.1 200"));
+    assert_eq!(containerd.shims().len(), 1, "{:?}", containerd.shims());
+    pod.stop();
+    pod.remove();
+    cri.assert_clean();
 }
 
 #[test]
 fn cri_pods_outlive_containerd() {
     with_cri(|containerd| {
         let web = Cri::new(containerd).import_guest("web");
-        for handler in HANDLERS {
+        for handler in handlers().iter().copied() {
             eprintln!("--- {handler}");
             let cri = Cri::reconnect(containerd);
             let pod = cri.run_pod(handler, |_| {});
             let native = pod.sleeper();
-            let wasm = (handler == "knarr").then(|| pod.run(&pod.container(&web, &[])));
+            let wasm = (handler != RUNC).then(|| pod.run(&pod.container(&web, &[])));
             let address = format!("{}:8080", pod.status().network.ip);
             let (id, config) = (pod.id.clone(), pod.config.clone());
             containerd.kill_daemon();

@@ -6,7 +6,7 @@ use std::fs;
 use protobuf::{EnumOrUnknown, MessageField};
 
 use crate::{
-    pod::{Cri, HANDLERS},
+    pod::{Cri, RUNC, handlers},
     proto::cri::*,
     support::{BUSYBOX, with_cri},
     websocket::Channels,
@@ -36,7 +36,7 @@ fn cri_namespaces_are_the_pods_or_the_nodes() {
         let cri = Cri::new(containerd);
         let hello = cri.import_guest("hello");
         let web = cri.import_guest("web");
-        for handler in HANDLERS {
+        for handler in handlers().iter().copied() {
             eprintln!("--- {handler}");
             use NamespaceMode::{CONTAINER, NODE, POD};
             for (network, pid, ipc) in
@@ -73,7 +73,7 @@ fn cri_namespaces_are_the_pods_or_the_nodes() {
                     CONTAINER => assert_eq!(sleepers, 1, "{processes}"),
                     _ => assert!(sleepers >= 2, "{processes}"),
                 }
-                if handler == "knarr" {
+                if handler != RUNC {
                     // A Wasm program goes where the others are.
                     let mut config = pod.container(&hello, &[]);
                     context(&mut config).namespace_options = Some(options.clone()).into();
@@ -104,7 +104,7 @@ fn cri_a_containers_rights_are_those_of_its_context() {
     with_cri(|containerd| {
         let cri = Cri::new(containerd);
         let hello = cri.import_guest("hello");
-        for handler in HANDLERS {
+        for handler in handlers().iter().copied() {
             eprintln!("--- {handler}");
             let pod = cri.run_pod(handler, |config| {
                 let linux = config.linux.mut_or_insert_default();
@@ -173,7 +173,7 @@ fn cri_a_containers_rights_are_those_of_its_context() {
             let refused = pod.try_create(&config).unwrap_err();
             assert!(refused.message.contains("privileged"), "{refused:?}");
 
-            if handler == "knarr" {
+            if handler != RUNC {
                 for user in [0, 1000] {
                     let mut config = pod.container(&hello, &[]);
                     let rights = context(&mut config);
@@ -202,7 +202,7 @@ fn cri_streams_are_those_of_kubectl() {
     with_cri(|containerd| {
         let cri = Cri::new(containerd);
         let web = cri.import_guest("web");
-        for handler in HANDLERS {
+        for handler in handlers().iter().copied() {
             eprintln!("--- {handler}");
             let pod = cri.run_pod(handler, |_| {});
             let mut config =
@@ -252,7 +252,7 @@ fn cri_streams_are_those_of_kubectl() {
             }
             drop(attached);
 
-            if handler == "knarr" {
+            if handler != RUNC {
                 pod.run(&pod.container(&web, &[]));
                 crate::cri::get(&format!("{}:8080", pod.status().network.ip), "/");
                 let forward = PortForwardRequest {

@@ -12,7 +12,7 @@ use protobuf::{EnumOrUnknown, Message, MessageField};
 use crate::{
     grpc::{Grpc, Refusal},
     proto::cri::*,
-    support::{Containerd, generation, unique, unique_name, until},
+    support::{Containerd, generation, unique, unique_name, until, version},
 };
 
 /// Where Debian's containernetworking-plugins are.
@@ -20,8 +20,14 @@ const PLUGINS: &str = "/usr/lib/cni";
 const PAUSE: &str = "docker.io/library/pause:latest";
 /// The bridge's own address: the host's in the pods' network.
 pub const GATEWAY: &str = "10.88.7.1";
-/// containerd's own runtime as a handler, and ours.
-pub const HANDLERS: [&str; 2] = ["runc", "knarr"];
+/// containerd's own runtime as a handler.
+pub const RUNC: &str = "runc";
+
+/// That one, then ours, and ours without a pause container where containerd leaves pods
+/// to shims (2.1 can, too, but ends itself at one in the host's network).
+pub fn handlers() -> &'static [&'static str] {
+    if version() < (2, 3) { &[RUNC, "knarr"] } else { &[RUNC, "knarr", "knarr-pods"] }
+}
 
 /// The daemon's configuration: our shipped file as it is, between what a node has anyway.
 pub fn configuration(containerd: &Containerd) -> String {
@@ -52,7 +58,10 @@ pub fn configuration(containerd: &Containerd) -> String {
              [plugins.'io.containerd.cri.v1.runtime']\nrestrict_oom_score_adj = true\n\
              [plugins.'io.containerd.cri.v1.runtime'.cni]\nbin_dirs = [\"{PLUGINS}\"]\nconf_dir = \"{}\"\n\
              [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\n\
-             runtime_type = \"io.containerd.runc.v2\"\n",
+             runtime_type = \"io.containerd.runc.v2\"\n\
+             [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.knarr-pods]\n\
+             runtime_type = \"io.containerd.knarr.v1\"\nsandboxer = \"shim\"\n\
+             pod_annotations = [\"dev.knarr.listen\"]\ncontainer_annotations = [\"dev.knarr.listen\"]\n",
             cni.display()
         );
         (shipped("containerd-2.toml"), own)

@@ -132,10 +132,16 @@ pub fn program(name: &str) -> PathBuf {
 
 /// Its first number: 1 or 2.
 pub fn generation() -> u32 {
+    version().0
+}
+
+/// Its first two numbers.
+pub fn version() -> (u32, u32) {
     let said = run(Command::new(program("containerd")).arg("--version")).ok();
     // "containerd github.com/containerd/containerd 1.6.20…"
     let version = said.split_whitespace().nth(2).unwrap_or_default().trim_start_matches('v');
-    version.split('.').next().unwrap_or_default().parse().expect("a version")
+    let mut numbers = version.split('.').map(|number| number.parse().expect("a version"));
+    (numbers.next().expect("a version"), numbers.next().expect("a version"))
 }
 
 fn tmpfs(place: &str) {
