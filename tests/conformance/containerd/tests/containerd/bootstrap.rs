@@ -22,11 +22,24 @@ use knarr_harness::bin_dir;
 use serde_json::json;
 use ttrpc::{asynchronous::Server, context};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// containerd's side of the events.
 #[derive(Default, Clone)]
-struct Heard(Arc<Mutex<Vec<(String, String)>>>);
+pub struct Heard(Arc<Mutex<Vec<(String, String)>>>);
+
+impl Heard {
+    /// Listens where [`call`] says that containerd is.
+    pub async fn listen(directory: &Path) -> (Self, Server) {
+        let heard = Self::default();
+        let listener = std::os::unix::net::UnixListener::bind(directory.join("t.sock")).unwrap();
+        let services = shim_async::create_events(Arc::new(heard.clone()));
+        let mut server =
+            Server::new().add_listener(listener.try_into().unwrap()).register_service(services);
+        server.start().await.unwrap();
+        (heard, server)
+    }
+}
 
 #[async_trait::async_trait]
 impl shim_async::Events for Heard {
@@ -70,7 +83,14 @@ fn bundle(directory: &Path, id: &str) -> std::path::PathBuf {
     bundle
 }
 
-fn call(directory: &Path, bundle: &Path, words: &[&str], input: &[u8], newest: &str) -> Vec<u8> {
+/// Calls the shim's program as containerd does, which understands protocols up to `newest`.
+pub fn call(
+    directory: &Path,
+    bundle: &Path,
+    words: &[&str],
+    input: &[u8],
+    newest: &str,
+) -> Vec<u8> {
     let mut child = Command::new(bin_dir().join("containerd-shim-knarr-v1"))
         .args(["-namespace", "k8s.io", "-publish-binary", "/bin/false", "-address"])
         .arg(directory.join("c.sock"))
@@ -92,13 +112,7 @@ fn call(directory: &Path, bundle: &Path, words: &[&str], input: &[u8], newest: &
 #[tokio::test]
 async fn parameters_on_standard_input_and_tasks_of_version_3() {
     let dir = tempfile::Builder::new().prefix("knarr-ctd-").tempdir().unwrap();
-    let heard = Heard::default();
-    let listener = std::os::unix::net::UnixListener::bind(dir.path().join("t.sock")).unwrap();
-    let services = shim_async::create_events(Arc::new(heard.clone()));
-    let mut server =
-        Server::new().add_listener(listener.try_into().unwrap()).register_service(services);
-    server.start().await.unwrap();
-
+    let (heard, _server) = Heard::listen(dir.path()).await;
     let one = bundle(dir.path(), "one");
     let two = bundle(dir.path(), "two");
     let sockets = dir.path().join("sockets");

@@ -1,4 +1,5 @@
-//! What a task costs under containerd, both shims in one run; nothing is asserted of it.
+//! What a task and a pod cost under containerd, both shims in one run; nothing is asserted
+//! of it.
 
 use std::{
     fs,
@@ -9,11 +10,19 @@ use serde_json::json;
 
 use crate::{
     api::{self, TASKS},
+    pod::{Cri, handlers},
     proto::containerd::{
         CreateTaskRequest, CreateTaskResponse, DeleteContainerRequest, Empty, TaskRequest,
     },
-    support::{both, unique},
+    proto::cri::NamespaceMode,
+    support::{both, unique, with_cri},
 };
+
+/// In milliseconds.
+fn median(mut times: Vec<Duration>) -> f64 {
+    times.sort();
+    times[times.len() / 2].as_secs_f64() * 1e3
+}
 
 const LIVES: usize = 40;
 
@@ -78,14 +87,38 @@ fn create_start_and_delete() {
             let method = "containerd.services.containers.v1.Containers/Delete";
             let _: Empty = calls.call(method, &gone).unwrap();
         }
-        let medians = times.map(|mut times| {
-            times.sort();
-            times[times.len() / 2].as_secs_f64() * 1e3
-        });
-        let [create, start, delete] = medians;
+        let [create, start, delete] = times.map(median);
         println!(
             "{}: create {create:.1} ms, start {start:.1}, delete {delete:.1}",
             containerd.runtime
         );
+    });
+}
+
+/// Pods in the host's network: what is measured is not the network plugins.
+#[test]
+#[ignore = "prints numbers"]
+fn run_and_stop_pods() {
+    with_cri(|containerd| {
+        let cri = Cri::new(containerd);
+        for handler in handlers() {
+            let mut times: [Vec<Duration>; 2] = Default::default();
+            for _ in 0..LIVES {
+                let before = Instant::now();
+                let pod = cri.run_pod(handler, |config| {
+                    let context = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+                    context.namespace_options.as_mut().unwrap().network =
+                        NamespaceMode::NODE.into();
+                    config.hostname.clear();
+                });
+                times[0].push(before.elapsed());
+                let before = Instant::now();
+                pod.stop();
+                pod.remove();
+                times[1].push(before.elapsed());
+            }
+            let [run, end] = times.map(median);
+            println!("{handler}: run {run:.1} ms, stop and remove {end:.1}");
+        }
     });
 }

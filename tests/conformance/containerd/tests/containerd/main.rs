@@ -13,6 +13,7 @@ mod lifecycle;
 mod manifest;
 mod pod;
 mod pods;
+mod sandbox;
 mod streams;
 mod support;
 mod survival;

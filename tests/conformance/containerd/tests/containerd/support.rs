@@ -149,7 +149,8 @@ fn tmpfs(place: &str) {
     mount(Some("tmpfs"), place, Some("tmpfs"), MsFlags::empty(), none).unwrap();
 }
 
-fn enter() {
+/// Mounts, an empty `/run` and a network of one's own, for this thread and what it starts.
+pub fn enter() {
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).expect("these tests need root");
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
