@@ -194,6 +194,7 @@ macro_rules! ops {
             }
 
             /// The next one; none at the end or where the bytes are not ours.
+            #[deny(unreachable_patterns)] // a number that is given twice
             pub fn decode(reader: &mut Reader<'a>) -> Option<Self> {
                 match u32::read(reader)? {
                     $( $code => Some(Self::$name { $( $field: Field::read(reader)? ),* }), )*

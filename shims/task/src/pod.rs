@@ -30,7 +30,7 @@ use knarr_model::Signal;
 use knarr_sandbox::{HOLD_ANNOTATION, SECCOMP_ANNOTATION};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use oci_spec::runtime as oci;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
@@ -82,10 +82,7 @@ impl Pod {
     /// Makes the files and the namespaces; knarr-init waits for [`Task::start`].
     pub(crate) fn create(request: &CreateSandboxRequest, home: &Home<'_>) -> Result<Self> {
         let config = config(request)?;
-        let mut spec = specification(request, &config, home.systemd)?;
-        if home.systemd {
-            knarr_bundle::by_systemd(&mut spec)?;
-        }
+        let spec = specification(request, &config, home.systemd)?;
         let bundle = PathBuf::from(&request.bundle_path);
         let own_shm = mode(options(&config).ipc) != NamespaceMode::NODE;
         let failed = |error| {
@@ -209,7 +206,6 @@ fn specification(
     let options = options(config);
     let is_host = |mode: EnumOrUnknown<NamespaceMode>| self::mode(mode) == NamespaceMode::NODE;
     let mut namespaces = vec![json!({ "type": "mount" })];
-    let mut linux = serde_json::Map::new();
     let mut sysctls = config.linux.sysctls.clone();
     let mut hostname = None;
     if !is_host(options.network) {
@@ -231,13 +227,12 @@ fn specification(
             namespaces.push(json!({ "type": kind }));
         }
     }
-    linux.insert("namespaces".into(), json!(namespaces));
-    linux.insert("sysctl".into(), json!(sysctls));
+    let mut linux = json!({ "namespaces": namespaces, "sysctl": sysctls });
     let parent = config.linux.cgroup_parent.as_str();
     if !parent.is_empty() {
-        linux.insert("cgroupsPath".into(), json!(group(parent, &request.sandbox_id, systemd)));
+        linux["cgroupsPath"] = json!(group(parent, &request.sandbox_id, systemd));
         // Those of a pause container.
-        linux.insert("resources".into(), json!({ "cpu": { "shares": 2 } }));
+        linux["resources"] = json!({ "cpu": { "shares": 2 } });
     }
     let context = &config.linux.security_context;
     let number = |given: Option<i64>| {
@@ -257,9 +252,14 @@ fn specification(
             "capabilities": {},
         },
         "annotations": { HOLD_ANNOTATION: "true", SECCOMP_ANNOTATION: "default" },
-        "linux": Value::Object(linux),
+        "linux": linux,
     });
-    serde_json::from_value(spec).map_err(|error| Error::internal("describe a sandbox", error))
+    let mut spec = serde_json::from_value(spec)
+        .map_err(|error| Error::internal("describe a sandbox", error))?;
+    if systemd {
+        knarr_bundle::by_systemd(&mut spec)?;
+    }
+    Ok(spec)
 }
 
 /// Where containerd puts a pause container: below its parent, or a scope in that slice.
@@ -340,6 +340,7 @@ pub(crate) fn info(pod: &Pod) -> HashMap<String, String> {
 #[cfg(test)]
 mod tests {
     use containerd_shim_protos::protobuf::{MessageField, well_known_types::any::Any};
+    use serde_json::Value;
 
     use super::*;
 

@@ -83,9 +83,7 @@ impl sandbox_async::Sandbox for Api {
             0 => PATIENCE,
             seconds => Duration::from_secs(seconds.into()),
         };
-        let pod = self.0.pod(&request.sandbox_id)?;
-        self.0.kill_all();
-        pod.stop(patience).await?;
+        self.0.stop_pod(&request.sandbox_id, patience).await?;
         Ok(StopSandboxResponse::new())
     }
 

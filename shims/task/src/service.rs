@@ -184,8 +184,14 @@ impl Tasks {
         lock(&self.pod).as_ref().filter(|pod| pod.id == id).cloned().ok_or_else(missing)
     }
 
-    /// Kills all containers.
-    pub(crate) fn kill_all(&self) {
+    /// Ends the pod and all of its containers; they stay to be asked how.
+    pub(crate) async fn stop_pod(&self, id: &str, patience: Duration) -> Result<()> {
+        let pod = self.pod(id)?;
+        self.kill_all();
+        pod.stop(patience).await
+    }
+
+    fn kill_all(&self) {
         let all: Vec<_> = lock(&self.tasks).values().cloned().collect();
         for task in all.iter().filter(|task| task.init.exit().is_none()) {
             if let Err(error) = task.kill("", Signal::KILL, true) {
@@ -198,13 +204,11 @@ impl Tasks {
     /// come to be, that is all.
     pub(crate) async fn end_pod(&self, id: &str, patience: Duration) -> Result<()> {
         if lock(&self.pod).is_some() {
-            let pod = self.pod(id)?;
-            self.kill_all();
+            self.stop_pod(id, patience).await?;
             let left: Vec<String> = lock(&self.tasks).keys().cloned().collect();
             for task in left {
                 self.delete(&task, "").await?;
             }
-            pod.stop(patience).await?;
             *lock(&self.pod) = None;
             self.recount(&lock(&self.tasks));
         }

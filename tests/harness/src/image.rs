@@ -334,7 +334,11 @@ impl RegistryImage {
     }
 }
 
-fn prebuilt(guest: &str) -> Result<Vec<u8>> {
+/// The program of one of the guests that the project ships.
+///
+/// # Errors
+/// When there is no such guest.
+pub fn prebuilt(guest: &str) -> Result<Vec<u8>> {
     let path = repository().join("wasm-examples/prebuilt").join(format!("{guest}.wasm"));
     fs::read(&path).with_context(|| format!("guest {}", path.display()))
 }

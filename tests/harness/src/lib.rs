@@ -20,6 +20,6 @@ mod inventory;
 pub mod lying_registry;
 mod world;
 
-pub use image::{ImageBuilder, RegistryImage};
+pub use image::{ImageBuilder, RegistryImage, prebuilt};
 pub use inventory::Inventory;
 pub use world::{Run, World, bin_dir, repository};

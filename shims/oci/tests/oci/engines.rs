@@ -1,9 +1,9 @@
 //! Docker and Podman with knarr-oci under them: their everyday verbs, on a native
 //! and a Wasm image. Each engine lives in namespaces and directories of its own.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, process::Command};
 
-use crate::support::Bundle;
+use crate::{support::Bundle, wasm::prebuilt};
 
 /// Runs a script in a mount and a network namespace of its own, with busybox's
 /// root filesystem and the Wasm example at hand.
@@ -12,10 +12,8 @@ fn in_a_world(tool: &str, script: &str) {
     let found = found.expect("sh").status.success();
     assert!(found, "this test needs {tool} (cargo xtask test installs it)");
     let bundle = Bundle::new(&["/bin/true"]);
-    let wasm =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../wasm-examples/prebuilt/hello.wasm");
     fs::create_dir(bundle.path("wasm")).expect("wasm");
-    fs::copy(wasm, bundle.path("wasm/hello.wasm")).expect("hello.wasm");
+    fs::copy(prebuilt("hello.wasm"), bundle.path("wasm/hello.wasm")).expect("hello.wasm");
     let group = format!("/{}", bundle.id);
     let output = Command::new("unshare")
         .args(["--mount", "--net", "bash", "-c", script])

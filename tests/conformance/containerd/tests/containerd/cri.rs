@@ -10,21 +10,16 @@ use std::{
 use crate::{
     pod::{Cri, GATEWAY, RUNC, handlers, of_container, of_pod},
     proto::cri::*,
-    support::{BUSYBOX, Containerd, await_content, with_cri},
+    support::{BUSYBOX, Containerd, await_content, until, with_cri},
 };
 
 /// Asks a web server until it listens.
 pub fn get(address: &str, path: &str) -> String {
-    loop {
-        let Ok(mut stream) = TcpStream::connect(address) else {
-            std::thread::yield_now();
-            continue;
-        };
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: pod\r\nConnection: close\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        return answer;
-    }
+    let mut stream = until(&format!("{address} listens"), || TcpStream::connect(address).ok());
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: pod\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
 }
 
 /// A number of a container's cgroup, by the hierarchy's and the file's name.
@@ -139,9 +134,7 @@ fn cri_figures_are_real_and_limits_change() {
             assert!(first.memory.working_set_bytes.value > 0, "{first:?}");
             assert!(first.memory.available_bytes.value < 64 << 20, "{first:?}");
             let spent = |stats: &ContainerStats| stats.cpu.usage_core_nano_seconds.value;
-            while spent(&stats()) <= spent(&first) {
-                std::thread::yield_now();
-            }
+            until("more is spent", || (spent(&stats()) > spent(&first)).then_some(()));
             let all: ListContainerStatsResponse =
                 cri.ask("ListContainerStats", &ListContainerStatsRequest::new()).unwrap();
             assert_eq!(all.stats.len(), 1, "{all:?}");

@@ -100,19 +100,17 @@ impl<'a> Cri<'a> {
     /// The same after a restart.
     pub fn reconnect(containerd: &'a Containerd) -> Self {
         let cri = Self { containerd, grpc: Grpc::connect(&containerd.socket, None) };
-        loop {
+        // Another condition of newer ones is that nothing of the host is old.
+        let ready = ["RuntimeReady", "NetworkReady"];
+        let is_so = |condition: &RuntimeCondition| {
+            condition.status || !ready.contains(&condition.type_.as_str())
+        };
+        until("containerd is ready for pods", || {
             // Its services are registered when its server listens, and may be starting.
             let status = cri.ask::<StatusResponse>("Status", &StatusRequest::new());
-            // Another condition of newer ones is that nothing of the host is old.
-            let ready = ["RuntimeReady", "NetworkReady"];
-            let is_so = |condition: &RuntimeCondition| {
-                condition.status || !ready.contains(&condition.type_.as_str())
-            };
-            if status.is_ok_and(|s| s.status.conditions.iter().all(is_so)) {
-                return cri;
-            }
-            std::thread::yield_now();
-        }
+            status.is_ok_and(|s| s.status.conditions.iter().all(is_so)).then_some(())
+        });
+        cri
     }
 
     /// An image is known here a moment after its import.

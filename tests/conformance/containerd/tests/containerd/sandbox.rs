@@ -15,6 +15,7 @@ use containerd_shim_protos::{
     sandbox_async::SandboxClient,
     shim_async::{Client, TaskClient},
 };
+use knarr_harness::prebuilt;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -25,11 +26,8 @@ use ttrpc::{Code, context};
 use crate::{
     bootstrap::{Heard, PATIENCE, call},
     proto::cri::{DNSConfig, PodSandboxConfig},
-    support::{enter, unique_name, until},
+    support::{await_gone, enter, unique_name, until},
 };
-
-const PREBUILT: &str =
-    concat!(env!("CARGO_MANIFEST_DIR"), "/../../../wasm-examples/prebuilt/hello.wasm");
 
 fn soon() -> context::Context {
     context::with_duration(PATIENCE)
@@ -119,7 +117,7 @@ impl Pod {
         for name in ["sh", "cat", "hostname", "sleep", "grep"] {
             fs::copy("/bin/busybox", root.join("bin").join(name)).unwrap();
         }
-        fs::copy(PREBUILT, root.join("hello.wasm")).unwrap();
+        fs::write(root.join("hello.wasm"), prebuilt("hello").unwrap()).unwrap();
         for name in ["proc", "dev", "etc"] {
             fs::create_dir(root.join(name)).unwrap();
         }
@@ -172,20 +170,14 @@ impl Pod {
         self.tasks.delete(soon(), &request).await.unwrap();
     }
 
-    /// Its directory in each hierarchy of control groups.
-    fn groups(&self, id: &str) -> Vec<PathBuf> {
-        let all = fs::read_dir("/sys/fs/cgroup").unwrap().flatten();
-        let all = all.map(|hierarchy| hierarchy.path().join(unique_name()).join(id));
-        all.filter(|group| group.exists()).collect()
-    }
-
     #[track_caller]
     fn assert_clean(&self) {
-        assert_eq!(self.groups("pod"), [] as [PathBuf; 0]);
         let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
         assert!(!mounts.contains(&*self.dir.path().to_string_lossy()), "{mounts}");
         for hierarchy in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
-            let _ = fs::remove_dir(hierarchy.path().join(unique_name()));
+            let parent = hierarchy.path().join(unique_name());
+            assert!(!parent.join("pod").exists(), "{}", parent.display());
+            let _ = fs::remove_dir(parent);
         }
     }
 }
@@ -280,9 +272,7 @@ async fn a_pod_dies_with_its_shim_and_delete_takes_the_rest_away() {
     let question = api::ConnectRequest { id: "pod".into(), ..Default::default() };
     let shim = pod.tasks.connect(soon(), &question).await.unwrap().shim_pid;
     kill(Pid::from_raw(shim as i32), Signal::SIGKILL).unwrap();
-    until("the end of what held it", || {
-        kill(Pid::from_raw(holder as i32), None).is_err().then_some(())
-    });
+    await_gone(holder as i32);
     let bundle = pod.bundle().display().to_string();
     let words = ["-id", "pod", "-bundle", &bundle, "delete"];
     let answer = call(pod.dir.path(), &pod.bundle(), &words, b"", "3");

@@ -513,6 +513,12 @@ pub fn unique() -> String {
     format!("x{}", NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
+/// Waits for the end of a process that is somebody else's to reap.
+pub fn await_gone(pid: i32) {
+    let gone = || kill(Pid::from_raw(pid), None).is_err().then_some(());
+    until(&format!("the end of process {pid}"), gone);
+}
+
 /// Waits until a file says something.
 pub fn await_content(path: &Path, needle: &str) -> String {
     until(&format!("{needle:?} in {}", path.display()), || {

@@ -5,7 +5,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::support::{both, until};
+use crate::support::{await_gone, both, until};
 
 #[test]
 fn s03_a_killed_shim_is_cleaned_up_after() {
@@ -20,9 +20,7 @@ fn s03_a_killed_shim_is_cleaned_up_after() {
             let deleted = || events.of("one").iter().filter(|event| *event == "delete").count();
             until("the shim is missed", || (deleted() > round).then_some(()));
             assert_eq!(containerd.status("one"), "", "the task is gone");
-            while kill(Pid::from_raw(program), None).is_ok() {
-                std::thread::yield_now();
-            }
+            await_gone(program);
             containerd.ctr(&["container", "rm", "one"]).ok();
         }
         let exits = events.of("one").into_iter().filter(|event| event == "exit one 137").count();
@@ -43,13 +41,12 @@ fn containers_outlive_containerd() {
         assert_eq!(containerd.status("stays"), "RUNNING");
         assert_eq!(containerd.pid("stays"), stays);
         // From 1.7 on, containerd itself clears away what has ended meanwhile.
-        let kept = loop {
-            match containerd.status("ends").as_str() {
-                "STOPPED" => break true,
-                "" => break false,
-                _ => std::thread::yield_now(),
-            }
-        };
+        let kept =
+            until("it is known to have ended", || match containerd.status("ends").as_str() {
+                "STOPPED" => Some(true),
+                "" => Some(false),
+                _ => None,
+            });
         assert_eq!(containerd.exec("stays", &["echo", "still here"]).ok(), "still here");
         let events = containerd.events();
         if kept {

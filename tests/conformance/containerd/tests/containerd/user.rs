@@ -3,7 +3,7 @@
 
 use std::{fs, os::unix::fs::symlink, path::Path, process::Command};
 
-use knarr_harness::{bin_dir, repository};
+use knarr_harness::{bin_dir, prebuilt};
 use serde_json::{Value, json};
 
 use crate::support::{KNARR, RUNC, Ran, program, run};
@@ -47,8 +47,7 @@ fn script(runtime: &str, commands: &str) -> Ran {
     for name in ["sh", "id", "sleep"] {
         symlink("busybox", root.join("bin").join(name)).unwrap();
     }
-    fs::copy(repository().join("wasm-examples/prebuilt/hello.wasm"), root.join("hello.wasm"))
-        .unwrap();
+    fs::write(root.join("hello.wasm"), prebuilt("hello").unwrap()).unwrap();
     for name in ["containerd-shim-knarr-v1", "knarr-wasm"] {
         fs::copy(bin_dir().join(name), path(name)).unwrap();
     }

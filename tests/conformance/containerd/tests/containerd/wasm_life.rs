@@ -14,7 +14,7 @@ use nix::{
 };
 
 use crate::{
-    support::{KNARR, await_content, ours, run},
+    support::{KNARR, await_content, await_gone, ours, run},
     wasm::{self, import},
 };
 
@@ -130,9 +130,7 @@ fn wasm_programs_outlive_containerd_and_not_their_shim() {
         }
         events.await_event("stays", "delete");
         assert_eq!(events.of("stays"), ["exit stays 137", "delete"]);
-        while kill(Pid::from_raw(pid), None).is_ok() {
-            std::thread::yield_now();
-        }
+        await_gone(pid);
         containerd.ctr(&["container", "rm", "stays"]).ok();
         containerd.assert_clean();
     });
