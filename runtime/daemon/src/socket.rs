@@ -55,7 +55,7 @@ fn unix(path: &Path, group: Option<&str>) -> Result<UnixListener> {
     let parent = path.parent().context("a socket needs a directory")?;
     fs::create_dir_all(parent)?;
     let nursery = parent.join(format!(".knarrd-{}", std::process::id()));
-    let _ = fs::remove_dir_all(&nursery);
+    let _ = knarr_tree::remove(&nursery);
     fs::DirBuilder::new().mode(0o700).create(&nursery)?;
     let made = nursery.join("s");
     let socket = (|| -> Result<UnixListener> {
@@ -68,7 +68,7 @@ fn unix(path: &Path, group: Option<&str>) -> Result<UnixListener> {
         fs::rename(&made, path)?;
         Ok(socket)
     })();
-    let _ = fs::remove_dir_all(&nursery);
+    let _ = knarr_tree::remove(&nursery);
     socket
 }
 

@@ -366,7 +366,7 @@ impl Engine {
         if let Ok(Err(error)) = swept {
             tracing::warn!(%error, container = id, "sweep cgroup");
         }
-        if let Err(error) = std::fs::remove_dir_all(&bundle) {
+        if let Err(error) = knarr_tree::remove(&bundle) {
             tracing::warn!(%error, bundle = %bundle.display(), "sweep bundle");
         }
     }

@@ -272,11 +272,8 @@ impl Engine {
     /// The bundle's directory goes; it need not be there.
     pub(crate) fn remove_bundle(&self, container: &Container) {
         let bundle = self.bundle(&container.id);
-        match std::fs::remove_dir_all(&bundle) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                tracing::warn!(%error, bundle = %bundle.display(), "remove bundle");
-            }
-            _ => {}
+        if let Err(error) = knarr_tree::remove(&bundle) {
+            tracing::warn!(%error, bundle = %bundle.display(), "remove bundle");
         }
     }
 

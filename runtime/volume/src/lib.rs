@@ -29,7 +29,7 @@ use std::{
     io::{self, Read},
     os::{
         fd::BorrowedFd,
-        unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+        unix::fs::{DirBuilderExt, PermissionsExt},
     },
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -273,13 +273,15 @@ impl Volumes {
         Ok(self.db.volumes_of(container)?.into_iter().map(|row| self.volume(row)).collect())
     }
 
-    /// Bytes on disk that a volume takes.
+    /// Bytes of all files in a volume.
     ///
     /// # Errors
     /// `NotFound`, or when it cannot be read.
     pub fn usage(&self, name: &str) -> Result<u64> {
         let volume = self.inspect(name)?;
-        disk_usage(&volume.mountpoint)
+        // With what an interrupted copy-up left beside its data.
+        let dir = self.root.join(volume.name.as_str());
+        Ok(at(&dir, knarr_tree::usage(&dir))?.length)
     }
 
     /// Fills an empty volume with what the image has where it is mounted:
@@ -347,30 +349,9 @@ fn sync_dir(path: &Path) -> Result<()> {
     at(path, File::open(path).and_then(|dir| dir.sync_all()))
 }
 
-/// Removes a tree without following links (std's walk is by file descriptor);
-/// what is already gone is fine.
+/// Removes a tree; what is already gone is fine.
 fn remove_tree(path: &Path) -> Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        outcome => at(path, outcome),
-    }
-}
-
-fn disk_usage(dir: &Path) -> Result<u64> {
-    let (mut bytes, mut seen, mut pending) = (0, BTreeSet::new(), vec![dir.to_owned()]);
-    while let Some(dir) = pending.pop() {
-        // What a container removes while we look is gone, not a failure.
-        let Ok(entries) = fs::read_dir(&dir) else { continue };
-        for entry in entries.flatten() {
-            let Ok(meta) = entry.metadata() else { continue };
-            if meta.is_dir() {
-                pending.push(entry.path());
-            } else if meta.nlink() == 1 || seen.insert((meta.dev(), meta.ino())) {
-                bytes += meta.size();
-            }
-        }
-    }
-    Ok(bytes)
+    at(path, knarr_tree::remove(path))
 }
 
 #[cfg(test)]

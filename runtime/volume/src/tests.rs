@@ -3,7 +3,7 @@
 use std::{
     os::{
         fd::{AsFd, OwnedFd},
-        unix::fs::{PermissionsExt, chown, symlink},
+        unix::fs::{MetadataExt, PermissionsExt, chown, symlink},
     },
     thread,
 };
@@ -300,4 +300,73 @@ fn layers_are_seen_as_one_tree_without_a_mount_on_the_host() {
     volumes.copy_up("data", source.as_fd()).unwrap();
     assert_eq!(fs::read_dir(&data).unwrap().count(), 21);
     assert_eq!(fs::read_to_string(data.join("who")).unwrap(), "0", "the topmost layer wins");
+}
+
+/// Runs something with the stack of the daemon's threads for blocking work and
+/// more descriptors than levels: what recurses ends by its stack.
+fn on_a_small_stack(work: impl FnOnce() + Send) {
+    let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current = limit.maximum;
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().stack_size(256 << 10).spawn_scoped(scope, work);
+        thread.unwrap().join().unwrap();
+    });
+}
+
+/// So many directories inside one another, a file at the bottom.
+fn deep(root: &Path, levels: usize) {
+    let mut at = open(root);
+    for _ in 0..levels {
+        rustix::fs::mkdirat(&at, c"d", Mode::RWXU).unwrap();
+        at = openat(&at, c"d", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .unwrap();
+    }
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC;
+    rustix::io::write(openat(&at, c"f", flags, Mode::RUSR).unwrap(), b"bottom").unwrap();
+}
+
+#[test]
+fn x10_deep_trees_are_copied_counted_and_removed() {
+    let f = fixture();
+    let image = f.dir.path().join("image");
+    fs::create_dir(&image).unwrap();
+    deep(&image, 2_030);
+    let data = f.volumes.create(&named("data")).unwrap().mountpoint;
+    on_a_small_stack(|| {
+        f.volumes.copy_up("data", open(&image).as_fd()).unwrap();
+        assert_eq!(f.volumes.usage("data").unwrap(), 6);
+        f.volumes.remove("data", false).unwrap();
+    });
+    assert!(!data.exists());
+    knarr_tree::remove(&image).unwrap();
+}
+
+#[test]
+fn v07_holes_of_an_image_take_no_space_in_a_volume() {
+    let f = fixture();
+    let image = f.dir.path().join("image");
+    fs::create_dir(&image).unwrap();
+    File::create(image.join("holes")).unwrap().set_len(1 << 40).unwrap();
+    let data = f.volumes.create(&named("data")).unwrap().mountpoint;
+    f.volumes.copy_up("data", open(&image).as_fd()).unwrap();
+    let holes = fs::metadata(data.join("holes")).unwrap();
+    assert_eq!((holes.len(), holes.blocks()), (1 << 40, 0));
+}
+
+#[test]
+fn v07_what_an_interrupted_copy_up_left_is_counted_and_goes() {
+    let f = fixture();
+    let image = image(f.dir.path());
+    let data = f.volumes.create(&named("data")).unwrap().mountpoint;
+    let dir = data.parent().unwrap();
+    for name in [".fill", ".fill.links"] {
+        fs::create_dir(dir.join(name)).unwrap();
+        fs::write(dir.join(name).join("half"), [0; 100]).unwrap();
+    }
+    fs::write(data.join("own"), [0; 10]).unwrap();
+    assert_eq!(f.volumes.usage("data").unwrap(), 210);
+    f.volumes.copy_up("data", open(&image).as_fd()).unwrap();
+    assert_eq!(f.volumes.usage("data").unwrap(), 10);
+    assert_eq!(fs::read_dir(dir).unwrap().count(), 1);
 }

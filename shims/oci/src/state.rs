@@ -146,12 +146,7 @@ impl Home {
 
     /// Forgets it. Idempotent.
     pub(crate) fn remove(&self) -> Result<()> {
-        match fs::remove_dir_all(&self.dir) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(error).with_context(|| format!("remove {}", self.dir.display()))
-            }
-            _ => Ok(()),
-        }
+        knarr_tree::remove(&self.dir).with_context(|| format!("remove {}", self.dir.display()))
     }
 
     pub(crate) fn file(&self, name: &str) -> PathBuf {

@@ -14,13 +14,14 @@ use crate::run::root;
 const ALLOWED: &[(&str, &[&str])] = &[
     ("knarr-model", &[]),
     ("knarr-sys", &[]),
+    ("knarr-tree", &[]),
     ("knarr-init", &[]),
     ("knarr-docker", &[]),
     ("knarr-netlink", &[]),
     ("knarr-sandbox", &["knarr-init", "knarr-model", "knarr-netlink", "knarr-sys"]),
     ("knarr-wasm", &["knarr-model"]),
     ("knarr-state", &["knarr-model"]),
-    ("knarr-store", &["knarr-model"]),
+    ("knarr-store", &["knarr-model", "knarr-tree"]),
     ("knarr-registry", &["knarr-model"]),
     ("knarr-guest", &["knarr-model"]),
     (
@@ -28,7 +29,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &["knarr-guest", "knarr-model", "knarr-registry", "knarr-state", "knarr-store"],
     ),
     ("knarr-network", &["knarr-model", "knarr-netlink", "knarr-state", "knarr-sys"]),
-    ("knarr-volume", &["knarr-model", "knarr-state", "knarr-sys"]),
+    ("knarr-volume", &["knarr-model", "knarr-state", "knarr-sys", "knarr-tree"]),
     (
         "knarr-engine",
         &[
@@ -38,6 +39,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "knarr-registry",
             "knarr-state",
             "knarr-store",
+            "knarr-tree",
             "knarr-volume",
         ],
     ),
@@ -66,12 +68,13 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "knarr-network",
             "knarr-registry",
             "knarr-sys",
+            "knarr-tree",
         ],
     ),
     // Bundles that other engines made, for both of the doors that those come in by.
     ("knarr-bundle", &["knarr-guest", "knarr-model", "knarr-sandbox"]),
     ("containerd-shim-knarr-v1", &["knarr-bundle", "knarr-model", "knarr-sandbox", "knarr-sys"]),
-    ("knarr-oci", &["knarr-bundle", "knarr-model", "knarr-sandbox"]),
+    ("knarr-oci", &["knarr-bundle", "knarr-model", "knarr-sandbox", "knarr-tree"]),
     ("knarr-example-backend", &[]),
     ("knarr-harness", &[]),
     ("knarr-e2e", &[]),

@@ -64,6 +64,7 @@ async fn p03_the_last_bytes_are_never_lost() {
         assert_eq!(task.exit_record().code, 7);
         assert_eq!(client.read_frames().0, b"x", "round {round}");
         task.delete().await.unwrap();
+        #[expect(clippy::disallowed_methods, reason = "a tree of the test itself")]
         fs::remove_dir_all(&task.bundle).unwrap();
     }
 }

@@ -324,6 +324,7 @@ fn what_skopeo_and_umoci_write_is_loaded() {
     let rootfs = world.path().join("bundle/rootfs");
     fs::write(rootfs.join("etc/made"), "by umoci\n").unwrap();
     fs::remove_file(rootfs.join("etc/gone")).unwrap();
+    #[expect(clippy::disallowed_methods, reason = "a tree of the test itself")]
     fs::remove_dir_all(rootfs.join("opaque")).unwrap();
     fs::create_dir(rootfs.join("opaque")).unwrap();
     fs::write(rootfs.join("opaque/anew"), "").unwrap();

@@ -2,6 +2,9 @@
 
 use std::fs;
 
+use knarr_harness::ImageBuilder;
+use serde_json::json;
+
 use crate::{world, world_of_both};
 
 #[test]
@@ -133,4 +136,42 @@ fn both_kinds_read_and_write_one_volume() {
     let refused =
         world.knarr(&["run", "--rm", "-v", "hold:/data:ro", "hello", "write", "/data/x", "no"]);
     assert_ne!(refused.code, 0, "a read-only volume takes nothing from a Wasm program either");
+}
+
+#[test]
+fn x10_deep_trees_of_images_and_containers_do_the_engine_no_harm() {
+    let world = world();
+    // An image of a few kilobytes: 2,030 directories inside one another in its volume.
+    let deep = format!("/v/{}", "d/".repeat(2_030));
+    let image = ImageBuilder::busybox()
+        .unwrap()
+        .named("deep:latest")
+        .directory(deep.trim_end_matches('/'), 0o755)
+        .config("Volumes", json!({"/v": {}}));
+    world.load(&image.docker_archive());
+    assert_eq!(world.knarr(&["run", "--rm", "deep", "ls", "/v"]).ok(), "d");
+
+    // Twelve times as deep as any path, by a container: in a volume, and in its own layer.
+    let dig = "i=0; while [ $i -lt 12 ]; do mkdir -p $D && cd -P $D; i=$((i+1)); done; \
+               head -c 100000 /dev/zero > bottom";
+    let thousand = format!("D={}", "d/".repeat(1_000));
+    let dig_in = |options: &[&str], place: &str| {
+        let script = format!("cd {place}; {dig}");
+        let mut words = vec!["run", "-e", &thousand];
+        words.extend(options);
+        words.extend(["busybox", "sh", "-c", &script]);
+        world.knarr(&words).ok();
+    };
+    dig_in(&["--rm", "-v", "mine:/data"], "/data");
+    world.knarr(&["volume", "rm", "mine"]).ok();
+    assert_eq!(world.knarr(&["volume", "ls", "-q"]).ok(), "");
+
+    dig_in(&["--name", "miner"], "/tmp");
+    let size = world.knarr(&["inspect", "-s", "-f", "{{.SizeRw}}", "miner"]).ok();
+    let bytes: u64 = size.parse().unwrap();
+    assert!(bytes >= 12_000 * 4096, "{bytes} bytes: each directory takes a block");
+    let listed = world.knarr(&["ps", "-as", "--format", "{{.Size}}"]).ok();
+    assert!(listed.contains("MB") && !listed.starts_with("0"), "{listed}");
+    world.knarr(&["rm", "miner"]).ok();
+    assert_eq!(world.knarr(&["run", "--rm", "busybox", "echo", "alive"]).ok(), "alive");
 }
