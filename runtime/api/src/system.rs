@@ -214,11 +214,13 @@ pub(crate) async fn disk_usage(State(api): State<Api>, query: Query) -> Result<R
     if wants("image") {
         let images = api.engine.images();
         let disk = images.disk_usage()?;
-        usage.layers_size = disk.layers as i64;
+        // Whatever images take, also what is under way or was broken off.
+        usage.layers_size = (disk.layers + disk.blobs + disk.staged) as i64;
         for image in images.list()? {
             let id = image.id();
             let mut row = images::summary(&image);
             row.containers = views.iter().filter(|view| view.image_id == id).count() as i64;
+            row.size = disk.sizes.get(&id).map_or(row.size, |bytes| *bytes as i64);
             row.shared_size = disk.shared.get(&id).map_or(0, |bytes| *bytes as i64);
             usage.images.push(row);
         }

@@ -10,9 +10,9 @@
 //! expires after a day: what a broken pull left is found by the next one.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     io::Read,
-    sync::{Arc, Mutex, PoisonError, RwLock, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -36,6 +36,8 @@ pub(crate) struct Contents {
     pub(crate) db: Arc<Db>,
     /// Read: naming content. Written: sweeping.
     naming: RwLock<()>,
+    /// Leases of pulls and loads that are under way in this process.
+    live: Mutex<BTreeSet<String>>,
     /// One writer of a layer at a time.
     claims: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
 }
@@ -50,6 +52,20 @@ pub(crate) fn now() -> i64 {
 pub(crate) struct Lease {
     contents: Arc<Contents>,
     pub(crate) name: String,
+    _live: Arc<Live>,
+}
+
+/// Somebody works under a lease; its row may outlive them.
+#[derive(Debug)]
+struct Live {
+    contents: Arc<Contents>,
+    name: String,
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.contents.live().remove(&self.name);
+    }
 }
 
 impl Lease {
@@ -77,14 +93,27 @@ impl Lease {
 
 impl Contents {
     pub(crate) fn new(store: Arc<Store>, db: Arc<Db>) -> Self {
-        Self { store, db, naming: RwLock::default(), claims: Mutex::default() }
+        Self {
+            store,
+            db,
+            naming: RwLock::default(),
+            live: Mutex::default(),
+            claims: Mutex::default(),
+        }
     }
 
     pub(crate) fn lease(self: &Arc<Self>, what: &str) -> Lease {
         static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
         let next = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos());
-        Lease { contents: Arc::clone(self), name: format!("{what}-{since}-{next}") }
+        let name = format!("{what}-{since}-{next}");
+        self.live().insert(name.clone());
+        let live = Live { contents: Arc::clone(self), name: name.clone() };
+        Lease { contents: Arc::clone(self), name, _live: Arc::new(live) }
+    }
+
+    fn live(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until nobody else brings this content in.
@@ -101,11 +130,26 @@ impl Contents {
         lock.lock_owned().await
     }
 
+    /// As [`Contents::sweep`], and what broken pulls left to go on with later
+    /// goes too: their partial blobs, and their leases with what those held. Blocks.
+    pub(crate) fn prune(&self) -> Result<knarr_store::Swept> {
+        // First what needs no write to the database, which may have no space for it.
+        let partial = self.store.sweep_partial()?;
+        let mut swept = self.sweep_with(|| Ok(self.db.leases_keep(&self.live())?))?;
+        swept.bytes += partial;
+        Ok(swept)
+    }
+
     /// Takes the names of everything away that nothing names, then deletes it.
     /// Blocks.
     pub(crate) fn sweep(&self) -> Result<knarr_store::Swept> {
+        self.sweep_with(|| Ok(()))
+    }
+
+    fn sweep_with(&self, before: impl FnOnce() -> Result<()>) -> Result<knarr_store::Swept> {
         let swept = {
             let _naming = self.naming.write().unwrap_or_else(PoisonError::into_inner);
+            before()?;
             let Named { blobs, layers, modules } = self.db.content_named(now())?;
             self.store.sweep(&Keep { blobs, layers, modules })?
         };
@@ -135,16 +179,26 @@ fn checked(unpacked: Unpacked, want: Unpacking) -> Result<Unpacked> {
 }
 
 /// Unpacks a blob that is in the store; the caller publishes it. Blocks.
-pub(crate) fn unpack_blob(store: &Arc<Store>, blob: &Digest, want: Unpacking) -> Result<Unpacked> {
+pub(crate) fn unpack_blob(
+    store: &Arc<Store>,
+    blob: &Digest,
+    want: Unpacking,
+    limits: &Limits,
+) -> Result<Unpacked> {
     let file = store.open_blob(blob)?;
-    checked(store.unpack(file, &Limits::default())?, want)
+    checked(store.unpack(file, limits)?, want)
 }
 
 /// Writes a blob and unpacks it as it comes. Blocks until the feed ends.
-pub(crate) fn land(store: &Arc<Store>, mut tee: Tee, want: Option<Unpacking>) -> Result<()> {
+pub(crate) fn land(
+    store: &Arc<Store>,
+    mut tee: Tee,
+    want: Option<Unpacking>,
+    limits: &Limits,
+) -> Result<()> {
     loop {
         let outcome = match want {
-            Some(_) => store.unpack(&mut tee, &Limits::default()).map(Some),
+            Some(_) => store.unpack(&mut tee, limits).map(Some),
             None => std::io::copy(&mut tee, &mut std::io::sink())
                 .map(|_| None)
                 .map_err(knarr_store::Error::Source),

@@ -1,9 +1,9 @@
 //! The images of one engine: the face of this room.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use knarr_guest::Compiler;
-use knarr_model::{Digest, Platform, Reference};
+use knarr_model::{Digest, Platform, Reference, Workload};
 use knarr_registry::{Auth, Registry};
 use knarr_state::{Db, images::ImageRow};
 use knarr_store::Store;
@@ -279,7 +279,7 @@ impl Images {
     /// When the store or the database fails.
     pub fn disk_usage(&self) -> Result<DiskUsage> {
         let rows = self.0.contents.db.images()?;
-        let mut users = std::collections::BTreeMap::<Digest, u32>::new();
+        let mut users = BTreeMap::<Digest, u32>::new();
         for row in &rows {
             let each: std::collections::BTreeSet<&Digest> = row.layers.iter().collect();
             each.into_iter().for_each(|layer| *users.entry(*layer).or_default() += 1);
@@ -288,10 +288,24 @@ impl Images {
             let others = row.layers.iter().filter(|layer| users.get(layer).is_some_and(|n| *n > 1));
             (row.id, others.map(|layer| self.0.layer_size(layer)).sum())
         });
+        let (blobs, code) = (self.store().blobs_size()?, self.store().code_size()?);
+        let of = |sizes: &BTreeMap<Digest, u64>, digest| sizes.get(digest).copied().unwrap_or(0);
+        let named = self.0.contents.db.image_blobs()?;
+        let sizes = rows.iter().map(|row| {
+            let layers: u64 = row.layers.iter().map(|layer| self.0.layer_size(layer)).sum();
+            let blobs: u64 = named.get(&row.id).into_iter().flatten().map(|b| of(&blobs, b)).sum();
+            let code = match &row.workload {
+                Workload::Wasm { module, .. } => of(&code, module),
+                Workload::Native { .. } => 0,
+            };
+            (row.id, layers + blobs + code)
+        });
         Ok(DiskUsage {
+            sizes: sizes.collect(),
             shared: shared.collect(),
             layers: users.keys().map(|layer| self.0.layer_size(layer)).sum(),
-            blobs: self.store().blobs_size()?,
+            blobs: blobs.values().chain(code.values()).sum(),
+            staged: self.store().staged_size()?,
         })
     }
 
@@ -313,6 +327,13 @@ impl Images {
             Some(source) => Ok(self.0.compiler.compile(module, source).await?),
             None => Err(Error::NotFound(module.to_string())),
         }
+    }
+}
+
+fn pruned(swept: knarr_store::Swept) -> Pruned {
+    Pruned {
+        removed: swept.layers.into_iter().map(Removed::Deleted).collect(),
+        reclaimed: swept.bytes,
     }
 }
 
@@ -382,11 +403,13 @@ impl Inner {
 
     pub(crate) async fn sweep(self: &Arc<Self>) -> Result<Pruned> {
         let contents = Arc::clone(&self.contents);
-        let swept = blocking(move || contents.sweep()).await?;
-        Ok(Pruned {
-            removed: swept.layers.into_iter().map(Removed::Deleted).collect(),
-            reclaimed: swept.bytes,
-        })
+        Ok(pruned(blocking(move || contents.sweep()).await?))
+    }
+
+    /// A sweep that takes what broken pulls left, too.
+    pub(crate) async fn sweep_all(self: &Arc<Self>) -> Result<Pruned> {
+        let contents = Arc::clone(&self.contents);
+        Ok(pruned(blocking(move || contents.prune()).await?))
     }
 
     /// A sweep after a failure, which is what the caller wants to know of.

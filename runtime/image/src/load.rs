@@ -16,9 +16,13 @@
 //!
 //! **How it fails.** Nothing of an archive is stored as an image before all of
 //! it was read. An archive with several images stores those before a bad one.
+//! What is remembered of an archive is bounded in bytes, and so is what its
+//! compression may unfold to in the store (RELIABILITY I08).
 
 use std::{
+    cell::Cell,
     collections::{BTreeMap, HashMap, HashSet},
+    io::Read,
     sync::Arc,
 };
 
@@ -26,7 +30,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use knarr_model::{Digest, Platform, Reference};
 use knarr_state::images::Content;
-use knarr_store::{Decompressor, EntryKind, Tarball, Unpacked};
+use knarr_store::{Compression, EntryKind, Inflated, Limits, Tarball, Unpacked};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use tokio::{
@@ -52,8 +56,18 @@ use crate::{
 
 /// Entries of an image archive: a few for each of at most 500 layers and some images.
 const ENTRIES_MAX: u64 = 100_000;
+/// Bytes of their names and links together, as they are remembered.
+const NAMES_MAX: usize = 16 << 20;
+/// Longest name, as paths have it.
+const NAME_MAX: usize = 4095;
 /// One layer, as it lies in the archive.
 const BLOB_MAX: u64 = 256 << 30;
+/// The whole archive, uncompressed.
+const ARCHIVE_MAX: u64 = 1 << 40;
+/// Images of one archive.
+const IMAGES_MAX: usize = 1000;
+/// Bytes of the manifests and configurations of its images together.
+const DOCUMENTS_MAX: u64 = 32 << 20;
 /// How many layers are unpacked at once.
 const LAYERS_AT_ONCE: usize = 3;
 /// Index levels in a layout.
@@ -138,9 +152,25 @@ struct Taken {
     links: HashMap<String, String>,
     manifest_json: Option<Vec<u8>>,
     index_json: Option<Vec<u8>>,
+    /// What the names and links take.
+    names: usize,
 }
 
 impl Taken {
+    /// Makes room to remember a name and a link's target.
+    fn remember(&mut self, name: &str, target: &str) -> Result<()> {
+        // A digest, two strings and their place in a table besides.
+        self.names += name.len() + target.len() + 128;
+        if self.names > NAMES_MAX {
+            return Err(knarr_store::Error::TooLarge {
+                what: "the list of an image archive's entries".into(),
+                limit: NAMES_MAX as u64,
+            }
+            .into());
+        }
+        Ok(())
+    }
+
     fn find(&self, name: &str) -> Option<(Digest, u64)> {
         let mut name = join("", name)?;
         for _ in 0..8 {
@@ -174,17 +204,28 @@ fn join(directory: &str, name: &str) -> Option<String> {
 
 /// Reads the archive: documents into memory, everything else into the store. Blocks.
 fn take_in(inner: &Inner, lease: &Lease, feed: Feed) -> Result<Taken> {
+    let limits = Limits { bytes: ARCHIVE_MAX, ..Limits::default() };
+    let mut source = Inflated::new(feed, "image archive", &limits)?;
+    let outcome = read_in(inner, lease, &mut source);
+    // A broken stream shows as whatever the parser made of it; the limit or the
+    // source that ended it is the real reason.
+    match source.refusal() {
+        Some(refusal) => Err(refusal.into()),
+        None => outcome,
+    }
+}
+
+fn read_in(inner: &Inner, lease: &Lease, source: impl Read) -> Result<Taken> {
     let store = &inner.contents.store;
-    let source = Decompressor::new(feed).map_err(|e| match e.kind() {
-        std::io::ErrorKind::Unsupported => knarr_store::Error::Archive(e.to_string()),
-        _ => knarr_store::Error::Source(e),
-    })?;
     let mut tarball =
         Tarball::new(std::io::BufReader::with_capacity(256 * 1024, source), ENTRIES_MAX)?;
     let mut taken = Taken::default();
     while let Some(entry) = tarball.next_entry()? {
         let shown = entry.shown();
         let bad = |why: &str| Error::invalid("image archive", format!("entry {shown:?}: {why}"));
+        if entry.path.len() > NAME_MAX || entry.link.len() > NAME_MAX {
+            return Err(bad("its name is longer than 4095 bytes"));
+        }
         let name = std::str::from_utf8(&entry.path).ok().and_then(|path| join("", path));
         let name = name.ok_or_else(|| bad("its name leads out of the archive"))?;
         match entry.kind {
@@ -207,6 +248,7 @@ fn take_in(inner: &Inner, lease: &Lease, feed: Feed) -> Result<Taken> {
                         {
                             return Err(bad("its content does not hash to its name"));
                         }
+                        taken.remember(&name, "")?;
                         lease.hold_with(&[Content::Blob(digest)], || Ok(staged.commit()?))?;
                         taken.files.insert(name, (digest, size)).is_some()
                     }
@@ -221,6 +263,7 @@ fn take_in(inner: &Inner, lease: &Lease, feed: Feed) -> Result<Taken> {
                 let target = target.filter(|target| !target.starts_with('/'));
                 let target = target.and_then(|target| join(directory, target));
                 let target = target.ok_or_else(|| bad("a link out of the archive"))?;
+                taken.remember(&name, &target)?;
                 taken.links.insert(name, target);
             }
             _ => return Err(bad("it is neither a file, a directory nor a link")),
@@ -255,15 +298,22 @@ fn plan(
             serde_json::from_value(document::strict(bytes).map_err(invalid)?).map_err(invalid)?
         }
     };
+    if docker.len() > IMAGES_MAX {
+        let why = format!("it has more than {IMAGES_MAX} images");
+        return Err(Error::invalid("image archive", why));
+    }
+    let documents = Documents { inner, left: Cell::new(DOCUMENTS_MAX) };
     let Some(index) = &taken.index_json else {
-        return docker.iter().map(|image| docker_image(inner, lease, taken, image)).collect();
+        return docker.iter().map(|image| docker_image(&documents, lease, taken, image)).collect();
     };
     let Document::Index(entries) = document::parse(index, document::OCI_INDEX)? else {
         return Err(Error::invalid("index.json", "it is no index"));
     };
     let mut arrivals: BTreeMap<Digest, Arrival> = BTreeMap::new();
     for group in by_name(&entries) {
-        let Some(mut arrival) = layout_image(inner, taken, &group, platform)? else { continue };
+        let Some(mut arrival) = layout_image(&documents, taken, &group, platform)? else {
+            continue;
+        };
         // Newer versions of Docker write both documents; tags are in either.
         let config = taken.by_digest(&arrival.manifest.config.digest);
         for image in docker.iter().filter(|image| taken.find(&image.config) == config) {
@@ -292,19 +342,34 @@ fn tags(image: &DockerImage) -> Result<Vec<Reference>> {
     Ok(tags.collect::<std::result::Result<_, _>>()?)
 }
 
-/// Reads a document of the archive from the store.
-fn read(inner: &Inner, digest: &Digest, what: &str, limit: u64) -> Result<Vec<u8>> {
-    inner.contents.store.read_blob(digest, limit).map_err(|e| match e {
-        knarr_store::Error::NotFound { .. } => {
-            Error::invalid("image archive", format!("{what} {digest} is missing"))
-        }
-        other => other.into(),
-    })
+/// The documents of an archive's images, which stay in memory until all are stored.
+struct Documents<'a> {
+    inner: &'a Inner,
+    /// Bytes of them that may still be read.
+    left: Cell<u64>,
+}
+
+impl Documents<'_> {
+    /// Reads one from the store.
+    fn read(&self, digest: &Digest, what: &str, limit: u64) -> Result<Vec<u8>> {
+        let bytes = self.inner.contents.store.read_blob(digest, limit).map_err(|e| match e {
+            knarr_store::Error::NotFound { .. } => {
+                Error::invalid("image archive", format!("{what} {digest} is missing"))
+            }
+            other => other.into(),
+        })?;
+        let left = self.left.get().checked_sub(bytes.len() as u64);
+        self.left.set(left.ok_or_else(|| knarr_store::Error::TooLarge {
+            what: "the manifests and configurations of an image archive".into(),
+            limit: DOCUMENTS_MAX,
+        })?);
+        Ok(bytes)
+    }
 }
 
 /// An image of `manifest.json`: it has no manifest, so one is made for it.
 fn docker_image(
-    inner: &Inner,
+    documents: &Documents<'_>,
     lease: &Lease,
     taken: &Taken,
     image: &DockerImage,
@@ -315,7 +380,7 @@ fn docker_image(
     };
     let (config_digest, config_size) =
         taken.find(&image.config).ok_or_else(|| missing("configuration", &image.config))?;
-    let config = config::parse(&read(inner, &config_digest, "configuration", CONFIG_MAX)?)?;
+    let config = config::parse(&documents.read(&config_digest, "configuration", CONFIG_MAX)?)?;
     let names = image.layers.as_deref().unwrap_or_default();
     if names.len() > document::LAYERS_MAX {
         return Err(Error::invalid("image archive", "it has more than 500 layers"));
@@ -323,7 +388,7 @@ fn docker_image(
     let mut layers = Vec::new();
     for name in names {
         let (digest, size) = taken.find(name).ok_or_else(|| missing("layer", name))?;
-        layers.push(described(layer_type(inner, &digest)?, digest, size));
+        layers.push(described(layer_type(documents.inner, &digest)?, digest, size));
     }
     let body = serde_json::json!({
         "schemaVersion": 2,
@@ -334,7 +399,7 @@ fn docker_image(
     let bytes = body.to_string().into_bytes();
     let digest = Digest::from_bytes(Sha256::digest(&bytes).into());
     lease.hold(&[Content::Blob(digest)])?;
-    inner.contents.store.put_blob(&bytes)?;
+    documents.inner.contents.store.put_blob(&bytes)?;
     let Document::Manifest(manifest) = document::parse(&bytes, OCI_MANIFEST)? else {
         return Err(Error::Internal("a manifest of our own is none".into()));
     };
@@ -351,11 +416,18 @@ fn docker_image(
 }
 
 fn layer_type(inner: &Inner, layer: &Digest) -> Result<String> {
-    let file = inner.contents.store.open_blob(layer)?;
-    let suffix = match Decompressor::new(file).map(|d| d.compression()) {
-        Ok(knarr_store::Compression::Gzip) => "+gzip",
-        Ok(knarr_store::Compression::Zstd) => "+zstd",
-        Ok(knarr_store::Compression::None) => "",
+    let mut start = Vec::new();
+    inner
+        .contents
+        .store
+        .open_blob(layer)?
+        .take(Compression::START as u64)
+        .read_to_end(&mut start)
+        .map_err(knarr_store::Error::Source)?;
+    let suffix = match Compression::detect(&start) {
+        Ok(Compression::Gzip) => "+gzip",
+        Ok(Compression::Zstd) => "+zstd",
+        Ok(Compression::None) => "",
         Err(e) => return Err(Error::invalid("image archive", e.to_string())),
     };
     Ok(format!("{OCI_LAYER}{suffix}"))
@@ -385,11 +457,12 @@ fn entry_name(entry: &Descriptor) -> Option<&str> {
 
 /// An image of a layout; none for attestations and their like.
 fn layout_image(
-    inner: &Inner,
+    documents: &Documents<'_>,
     taken: &Taken,
     group: &[Descriptor],
     platform: Option<&Platform>,
 ) -> Result<Option<Arrival>> {
+    let inner = documents.inner;
     let want = Want { platform, host: &inner.host, prefer: inner.prefer };
     let mut entries = group.to_vec();
     let mut promised = None;
@@ -412,7 +485,7 @@ fn layout_image(
         let (digest, _) = taken.by_digest(&entry.digest).ok_or_else(|| {
             Error::invalid("image archive", format!("manifest {} is missing", entry.digest))
         })?;
-        let bytes = read(inner, &digest, "manifest", MANIFEST_MAX)?;
+        let bytes = documents.read(&digest, "manifest", MANIFEST_MAX)?;
         let manifest = match document::parse(&bytes, &entry.media_type)? {
             Document::Index(inside) => {
                 entries = inside;
@@ -420,7 +493,7 @@ fn layout_image(
             }
             Document::Manifest(manifest) => manifest,
         };
-        return arrival(inner, taken, digest, manifest, promised, name.as_deref()).map(Some);
+        return arrival(documents, taken, digest, manifest, promised, name.as_deref()).map(Some);
     }
     Err(Error::invalid("index", format!("more than {LEVELS_MAX} indexes inside one another")))
 }
@@ -431,7 +504,7 @@ fn is_attestation(entry: &Descriptor) -> bool {
 }
 
 fn arrival(
-    inner: &Inner,
+    documents: &Documents<'_>,
     taken: &Taken,
     digest: Digest,
     manifest: Manifest,
@@ -454,7 +527,7 @@ fn arrival(
             }
         }
     }
-    let config = read(inner, &manifest.config.digest, "configuration", CONFIG_MAX)?;
+    let config = documents.read(&manifest.config.digest, "configuration", CONFIG_MAX)?;
     let config = config::parse(&config)?;
     let layers = stored::diff_ids(&kinds, &config)?;
     // skopeo and umoci may write a bare tag here, which names no repository.
@@ -478,6 +551,8 @@ async fn unpack(
     report: &Report,
 ) -> Result<()> {
     let store = &inner.contents.store;
+    // What all its layers together may unpack to.
+    let limits = Limits::default();
     let mut content: Vec<Content> = arrival.layers.iter().map(|id| Content::Layer(*id)).collect();
     content.push(Content::Blob(arrival.digest));
     lease.hold(&content)?;
@@ -495,10 +570,10 @@ async fn unpack(
         .filter(|(_, (_, diff_id))| seen.insert(**diff_id) && !store.has_layer(diff_id))
         .map(|(at, (layer, diff_id))| {
             let want = Unpacking { diff_id: *diff_id, position: at + 1 };
-            let (store, blob) = (Arc::clone(store), layer.digest);
+            let (store, blob, limits) = (Arc::clone(store), layer.digest, limits.clone());
             report.bar(&layer.digest, layer.size).downloading(layer.size);
             async move {
-                let unpacked = blocking(move || unpack_blob(&store, &blob, want)).await?;
+                let unpacked = blocking(move || unpack_blob(&store, &blob, want, &limits)).await?;
                 report.say(short(&blob), "Pull complete").await;
                 Ok::<_, Error>(unpacked)
             }

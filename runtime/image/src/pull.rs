@@ -18,6 +18,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use knarr_model::{Digest, Kinded, Platform, Reference};
 use knarr_registry::{Auth, Chunk};
 use knarr_state::images::Content;
+use knarr_store::Limits;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
@@ -53,6 +54,8 @@ struct Pull<'a> {
     reference: &'a Reference,
     auth: &'a Auth,
     report: &'a Report,
+    /// What all its layers together may unpack to.
+    limits: Limits,
     /// Shared by those who write content; whoever has it alone knows that nobody does.
     writers: Arc<tokio::sync::RwLock<()>>,
 }
@@ -64,7 +67,8 @@ pub(crate) async fn pull(
     auth: &Auth,
     report: &Report,
 ) -> Result<Image> {
-    let pull = Pull { inner, reference, auth, report, writers: Arc::default() };
+    let limits = Limits::default();
+    let pull = Pull { inner, reference, auth, report, limits, writers: Arc::default() };
     let title = reference.tag().map_or_else(|| reference.tag_or_digest(), str::to_owned);
     let resolved = pull.resolve(platform).await?;
     report.say(title, format!("Pulling from {}", reference.path())).await;
@@ -260,10 +264,11 @@ impl Pull<'_> {
         if store.has_blob(&descriptor.digest) {
             let (store, digest) = (Arc::clone(store), descriptor.digest);
             let writing = Arc::clone(&self.writers).read_owned().await;
+            let limits = self.limits.clone();
             return blocking(move || {
                 let (_claim, _writing) = (claim, writing);
                 if let Some(want) = unpacking {
-                    unpack_blob(&store, &digest, want)?.publish()?;
+                    unpack_blob(&store, &digest, want, &limits)?.publish()?;
                 }
                 Ok(())
             })
@@ -299,9 +304,10 @@ impl Pull<'_> {
         let tee = Tee { ingest, feed: Feed::new(pieces), bar, failed: None };
         let claim = Arc::clone(claim);
         let writing = Arc::clone(&self.writers).read_owned().await;
+        let limits = self.limits.clone();
         let landing = tokio::task::spawn_blocking(move || {
             let (_claim, _writing) = (claim, writing);
-            land(&store, tee, unpacking)
+            land(&store, tee, unpacking, &limits)
         });
         let sent = self.send(descriptor, offset, sender).await;
         let landed = landing.await.map_err(|e| Error::Internal(e.to_string()))?;

@@ -150,7 +150,7 @@ pub(crate) async fn prune(
             pruned.removed.push(Removed::Deleted(image.row.id));
         }
     }
-    let swept = inner.sweep().await?;
+    let swept = inner.sweep_all().await?;
     pruned.removed.extend(swept.removed);
     pruned.reclaimed = swept.reclaimed;
     Ok(pruned)

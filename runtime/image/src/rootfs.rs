@@ -4,10 +4,12 @@
 //! the search, an opaque directory hides what lies below, directories merge.
 //! Symbolic links are followed inside the stack: an absolute target begins at
 //! its root, `..` stops there. Everything goes by descriptors of directories,
-//! one component at a time, never following a link of the host.
+//! one component at a time, never following a link of the host; only those of the
+//! directory where the search stands are open.
 //!
 //! **How it fails.** What is not there, or is no regular file, is `None`; more
-//! than 40 links are an error of the host's kind `ELOOP`.
+//! than 40 links, or more steps than [`LOOKUPS_MAX`], are an error of the host's
+//! kind `ELOOP`.
 
 use std::{
     fs::File,
@@ -26,6 +28,8 @@ use rustix::{
 
 /// As the kernel's own limit.
 const LINKS_MAX: usize = 40;
+/// Components looked up in one layer each; a path of 20 in 500 layers takes 10,000.
+const LOOKUPS_MAX: usize = 200_000;
 
 /// A regular file that was found.
 #[derive(Debug)]
@@ -49,27 +53,35 @@ enum Child {
 
 /// Finds a regular file; `layers` are lower directories, the topmost first.
 pub(crate) fn find(layers: &[PathBuf], path: &Path) -> io::Result<Option<Found>> {
-    let mut stack: Vec<(Vec<u8>, Merged)> = vec![(Vec::new(), open_roots(layers)?)];
+    let mut names: Vec<Vec<u8>> = Vec::new();
+    let mut here = open_roots(layers)?;
+    let mut left = LOOKUPS_MAX;
     let mut pending: Vec<Vec<u8>> = split(path.as_os_str().as_bytes());
     let mut links = 0;
     while let Some(part) = pending.pop() {
         if part == b".." {
-            if stack.len() > 1 {
-                stack.pop();
+            if names.pop().is_some() {
+                match walk(layers, &names, &mut left)? {
+                    Some(above) => here = above,
+                    None => return Ok(None),
+                }
             }
             continue;
         }
-        let Some((_, directory)) = stack.last() else { return Ok(None) };
-        match child(directory, &part)? {
+        match child(&here, &part, &mut left)? {
             Child::Missing => return Ok(None),
-            Child::Directory(merged) => stack.push((part, merged)),
+            Child::Directory(merged) => {
+                names.push(part);
+                here = merged;
+            }
             Child::Link(target) => {
                 links += 1;
                 if links > LINKS_MAX {
                     return Err(Errno::LOOP.into());
                 }
                 if target.starts_with(b"/") {
-                    stack.truncate(1);
+                    names.clear();
+                    here = open_roots(layers)?;
                 }
                 pending.extend(split(&target));
             }
@@ -80,7 +92,7 @@ pub(crate) fn find(layers: &[PathBuf], path: &Path) -> io::Result<Option<Found>>
                 let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
                 let file = openat(&at, part.as_slice(), flags, Mode::empty())?;
                 let mut whole = vec![b'/'];
-                for (name, _) in &stack[1..] {
+                for name in &names {
                     whole.extend_from_slice(name);
                     whole.push(b'/');
                 }
@@ -123,7 +135,20 @@ fn open_roots(layers: &[PathBuf]) -> io::Result<Merged> {
     Ok(roots)
 }
 
-fn child(directory: &Merged, name: &[u8]) -> io::Result<Child> {
+/// The directory of these names, which were found without links just now.
+fn walk(layers: &[PathBuf], names: &[Vec<u8>], left: &mut usize) -> io::Result<Option<Merged>> {
+    let mut here = open_roots(layers)?;
+    for name in names {
+        match child(&here, name, left)? {
+            Child::Directory(merged) => here = merged,
+            _ => return Ok(None),
+        }
+    }
+    Ok(Some(here))
+}
+
+fn child(directory: &Merged, name: &[u8], left: &mut usize) -> io::Result<Child> {
+    *left = left.checked_sub(directory.len()).ok_or(Errno::LOOP)?;
     let mut merged = Merged::new();
     for layer in directory {
         let stat = match statat(layer, name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -230,5 +255,33 @@ mod tests {
             assert_eq!(text(&layers, path), want, "{path}");
         }
         assert!(find(&layers, Path::new("/loop")).is_err());
+    }
+
+    #[test]
+    fn k07_a_deep_path_holds_no_descriptor_for_each_level() {
+        const TEST: &str = "rootfs::tests::k07_a_deep_path_holds_no_descriptor_for_each_level";
+        // In a process of its own, which has few.
+        if std::env::var_os("KNARR_TEST_FEW_DESCRIPTORS").is_none() {
+            let output = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", TEST, "--nocapture", "--test-threads=1"])
+                .env("KNARR_TEST_FEW_DESCRIPTORS", "1")
+                .output()
+                .unwrap();
+            let words = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(output.status.success() && words.contains("1 passed"), "{words}");
+            return;
+        }
+        let few = rustix::process::Rlimit { current: Some(64), maximum: Some(64) };
+        rustix::process::setrlimit(rustix::process::Resource::Nofile, few).unwrap();
+        let scratch = tempfile::tempdir().unwrap();
+        let deep = "d/".repeat(1500);
+        fs::create_dir_all(scratch.path().join(&deep)).unwrap();
+        fs::write(scratch.path().join(&deep).join("f"), "bottom").unwrap();
+        let layers = vec![scratch.path().to_owned()];
+        let path = format!("/{deep}f");
+        assert!(text(&layers, &path).unwrap().ends_with("=bottom"));
+        // Up and down again and again costs more than anybody's path is worth.
+        let path = format!("/{}f", format!("{}{}", "d/".repeat(600), "../".repeat(600)).repeat(3));
+        assert!(find(&layers, Path::new(&path)).is_err());
     }
 }

@@ -186,6 +186,10 @@ pub struct DiskUsage {
     pub layers: u64,
     /// Bytes of blobs and compiled code.
     pub blobs: u64,
+    /// Bytes of what is neither whole nor gone yet: partial blobs above all.
+    pub staged: u64,
+    /// By image id: bytes of its layers, blobs and compiled code.
+    pub sizes: BTreeMap<Digest, u64>,
     /// By image id: bytes of layers that other images have too.
     pub shared: BTreeMap<Digest, u64>,
 }

@@ -1,6 +1,7 @@
 //! Images from registries and archives that lie, break off, or say two things
 //! at once (RELIABILITY B.2).
 
+mod budgets;
 #[path = "../../../tests/harness/src/evil_tar.rs"]
 #[allow(dead_code)]
 mod evil_tar;

@@ -15,7 +15,7 @@
 //! **How it fails.** Removing an image that a container's row names is a
 //! foreign-key violation, reported as `Ok(false)` by [`Db::image_remove`].
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use knarr_model::{Digest, Platform, Reference, Workload};
 use rusqlite::{Connection, OptionalExtension, Row, params};
@@ -291,6 +291,41 @@ impl Db {
         self.write(|tx| {
             tx.execute("DELETE FROM leases WHERE lease = ?1", [lease])?;
             Ok(())
+        })
+    }
+
+    /// Ends all leases but those of these names: whoever made them is gone.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn leases_keep(&self, names: &BTreeSet<String>) -> Result<()> {
+        self.write(|tx| {
+            let leases = {
+                let mut statement = tx.prepare_cached("SELECT DISTINCT lease FROM leases")?;
+                let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
+                rows.collect::<rusqlite::Result<Vec<_>>>()?
+            };
+            for lease in leases.iter().filter(|lease| !names.contains(*lease)) {
+                tx.execute("DELETE FROM leases WHERE lease = ?1", [lease])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// The blobs that each image needs.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn image_blobs(&self) -> Result<BTreeMap<Digest, BTreeSet<Digest>>> {
+        self.read(|db| {
+            let mut statement = db.prepare_cached("SELECT image, digest FROM image_blobs")?;
+            let rows = statement.query_map([], |row| Ok((parsed(row, 0)?, parsed(row, 1)?)))?;
+            let mut images = BTreeMap::<Digest, BTreeSet<Digest>>::new();
+            for row in rows {
+                let (image, blob) = row?;
+                images.entry(image).or_default().insert(blob);
+            }
+            Ok(images)
         })
     }
 

@@ -26,7 +26,10 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// Recognises a stream by its first bytes (six are enough).
+    /// How many of its first bytes are enough to recognise a stream.
+    pub const START: usize = 6;
+
+    /// Recognises a stream by its first bytes.
     ///
     /// # Errors
     /// `Unsupported` for xz and bzip2.
@@ -52,7 +55,7 @@ impl Compression {
 type Source<R> = BufReader<Chain<Cursor<Vec<u8>>, R>>;
 
 /// A reader of what was compressed.
-pub struct Decompressor<R: Read>(Inner<R>);
+pub(crate) struct Decompressor<R: Read>(Inner<R>);
 
 enum Inner<R: Read> {
     None(Source<R>),
@@ -65,8 +68,8 @@ impl<R: Read> Decompressor<R> {
     ///
     /// # Errors
     /// When the source fails or the compression is not supported.
-    pub fn new(mut source: R) -> io::Result<Self> {
-        let mut start = vec![0; 6];
+    pub(crate) fn new(mut source: R) -> io::Result<Self> {
+        let mut start = vec![0; Compression::START];
         let mut have = 0;
         while have < start.len() {
             match source.read(&mut start[have..]) {
@@ -91,7 +94,7 @@ impl<R: Read> Decompressor<R> {
     }
 
     /// What was recognised.
-    pub fn compression(&self) -> Compression {
+    pub(crate) fn compression(&self) -> Compression {
         match &self.0 {
             Inner::None(_) => Compression::None,
             Inner::Gzip(_) => Compression::Gzip,
@@ -104,7 +107,7 @@ impl<R: Read> Decompressor<R> {
     ///
     /// # Errors
     /// When the source fails.
-    pub fn drain_source(&mut self) -> io::Result<()> {
+    pub(crate) fn drain_source(&mut self) -> io::Result<()> {
         let source = match &mut self.0 {
             Inner::None(source) => source,
             Inner::Gzip(decoder) => decoder.get_mut(),

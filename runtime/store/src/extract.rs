@@ -14,7 +14,9 @@
 //! that is both here and whited out is opaque, any other entry wins (I05).
 //!
 //! **How it fails.** The first refused entry ends it; the caller removes the
-//! directory. Work and memory grow with the number of entries only.
+//! directory. Work grows with the number and the size of the entries only, and
+//! nothing is remembered of those that are done: directories' times lie in a
+//! file (`times.rs`), and what is open is at most [`OPEN_PARENTS`].
 
 use std::{
     collections::HashMap,
@@ -36,7 +38,8 @@ use rustix::{
 use crate::{
     Entry, EntryKind, Error, LayerInfo, Result, Tarball,
     names::{self, Meaning},
-    resolve,
+    resolve::{self, Work},
+    times::Times,
 };
 
 /// Descriptors of directories that are kept open between entries.
@@ -45,17 +48,21 @@ const OPAQUE: &str = "trusted.overlay.opaque";
 /// Longest target of a symbolic link.
 const TARGET_MAX: usize = 4095;
 
-/// Unpacks a whole archive into an empty directory.
+/// Unpacks a whole archive into an empty directory, in which it makes at most
+/// `entries` directories that it only implies; answers how many it made.
 pub(crate) fn extract<R: Read>(
     tarball: &mut Tarball<R>,
     root: &OwnedFd,
     path: &Path,
-) -> Result<LayerInfo> {
+    entries: u64,
+) -> Result<(LayerInfo, u64)> {
     let mut extractor = Extractor {
         root: root.as_fd(),
         path,
         parents: HashMap::new(),
-        times: Vec::new(),
+        times: Times::default(),
+        work: Work::new(),
+        implied_left: entries,
         buffer: vec![0; 256 * 1024],
         info: LayerInfo { size: 0, entries: 0 },
     };
@@ -69,7 +76,8 @@ pub(crate) fn extract<R: Read>(
         })?;
         extractor.info.entries += 1;
     }
-    extractor.finish()
+    let implied = entries - extractor.implied_left;
+    Ok((extractor.finish()?, implied))
 }
 
 struct Extractor<'a> {
@@ -77,14 +85,17 @@ struct Extractor<'a> {
     path: &'a Path,
     /// Open directories by their joined components.
     parents: HashMap<Vec<u8>, OwnedFd>,
-    /// Directories' times, set last: what is made inside changes them.
-    times: Vec<(Vec<u8>, Timestamps)>,
+    times: Times,
+    /// What links may still cost.
+    work: Work,
+    /// Directories that the archive does not speak of may still be made.
+    implied_left: u64,
     buffer: Vec<u8>,
     info: LayerInfo,
 }
 
 /// Why one entry was not unpacked.
-enum Failure {
+pub(crate) enum Failure {
     Refused(String),
     Host(Errno),
     Other(Error),
@@ -96,11 +107,11 @@ impl From<Errno> for Failure {
     }
 }
 
-fn refused<T>(reason: impl Into<String>) -> std::result::Result<T, Failure> {
+pub(crate) fn refused<T>(reason: impl Into<String>) -> std::result::Result<T, Failure> {
     Err(Failure::Refused(reason.into()))
 }
 
-type Step<T = ()> = std::result::Result<T, Failure>;
+pub(crate) type Step<T = ()> = std::result::Result<T, Failure>;
 
 impl Extractor<'_> {
     fn host(&self, e: Errno) -> Error {
@@ -159,7 +170,7 @@ impl Extractor<'_> {
             // Anything else is for those who open it.
             Err(_) => return Ok(None),
         }
-        let mut resolved = resolve::directories(self.root, parents).map_err(Failure::Refused)?;
+        let mut resolved = resolve::directories(self.root, parents, &mut self.work)?;
         resolved.push(name.to_vec());
         Ok(Some(resolved))
     }
@@ -212,6 +223,7 @@ impl Extractor<'_> {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let next = match openat(&at, *part, flags, Mode::empty()) {
                 Err(Errno::NOENT) => {
+                    self.implied()?;
                     mkdirat(&at, *part, Mode::from_raw_mode(0o755))?;
                     let next = openat(&at, *part, flags, Mode::empty())?;
                     fchown(&next, Some(Uid::ROOT), Some(Gid::ROOT))?;
@@ -223,6 +235,7 @@ impl Extractor<'_> {
                         let shown = String::from_utf8_lossy(part).into_owned();
                         return refused(format!("its parent {shown:?} is no directory"));
                     }
+                    self.implied()?;
                     unlinkat(&at, *part, AtFlags::empty())?;
                     mkdirat(&at, *part, Mode::from_raw_mode(0o755))?;
                     let next = openat(&at, *part, flags, Mode::empty())?;
@@ -236,6 +249,17 @@ impl Extractor<'_> {
             at = next;
         }
         Ok(at)
+    }
+
+    /// Counts a directory that is made without an entry of its own.
+    fn implied(&mut self) -> Step {
+        match self.implied_left.checked_sub(1) {
+            Some(left) => {
+                self.implied_left = left;
+                Ok(())
+            }
+            None => refused("the layer has too many directories"),
+        }
     }
 
     /// Removes what has an entry's name; true where it was a whiteout.
@@ -256,11 +280,9 @@ impl Extractor<'_> {
             key.strip_prefix(prefix.as_slice())
                 .is_some_and(|rest| rest.first().is_none_or(|c| *c == b'/'))
         };
-        let path = self.path.join(bytes_path(&prefix));
-        // The path is of this layer alone and was walked without links just now.
-        crate::remove::tree(&path).map_err(Failure::Other)?;
+        let removed = knarr_tree::remove_at(parent, name);
+        self.written(removed)?;
         self.parents.retain(|key, _| !within(key));
-        self.times.retain(|(key, _)| !within(key));
         Ok(false)
     }
 
@@ -272,7 +294,7 @@ impl Extractor<'_> {
             return refused("only a directory can be the root");
         }
         let root = self.open_beneath(b"")?;
-        self.directory_metadata(&root, Vec::new(), entry)
+        self.directory_metadata(&root, b"", entry)
     }
 
     fn file<R: Read>(
@@ -353,17 +375,17 @@ impl Extractor<'_> {
             make_opaque(&fd)?;
         }
         let key = [parents, &[name]].concat().join(&b'/');
-        self.directory_metadata(&fd, key, entry)
+        self.directory_metadata(&fd, &key, entry)
     }
 
-    fn directory_metadata(&mut self, fd: &OwnedFd, key: Vec<u8>, entry: &Entry) -> Step {
+    fn directory_metadata(&mut self, fd: &OwnedFd, key: &[u8], entry: &Entry) -> Step {
         fchown(fd, Some(uid(entry)), Some(gid(entry)))?;
         for (name, value) in &entry.xattrs {
             attribute_outcome(name, fsetxattr(fd, name.as_slice(), value, XattrFlags::empty()))?;
         }
         fchmod(fd, Mode::from_raw_mode(entry.mode))?;
-        self.times.push((key, times(entry)));
-        Ok(())
+        let pushed = self.times.push(self.root, key, &times(entry));
+        self.written(pushed)
     }
 
     fn hard_link(&mut self, parents: &[&[u8]], name: &[u8], entry: &Entry) -> Step {
@@ -513,13 +535,14 @@ impl Extractor<'_> {
     }
 
     fn finish(mut self) -> Result<LayerInfo> {
-        for (key, times) in std::mem::take(&mut self.times).iter().rev() {
-            match self.open_beneath(key).and_then(|fd| futimens(&fd, times)) {
+        let set = std::mem::take(&mut self.times).each(|path, times| {
+            match self.open_beneath(path).and_then(|fd| futimens(&fd, times)) {
                 // Replaced by something else later in the archive.
-                Ok(()) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
-                Err(e) => return Err(self.host(e)),
+                Ok(()) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(()),
+                Err(e) => Err(e.into()),
             }
-        }
+        });
+        set.map_err(Error::io("set times in", self.path))?;
         Ok(self.info)
     }
 }
@@ -569,8 +592,4 @@ fn gid(entry: &Entry) -> Gid {
 fn times(entry: &Entry) -> Timestamps {
     let time = Timespec { tv_sec: entry.mtime.0, tv_nsec: i64::from(entry.mtime.1) };
     Timestamps { last_access: time, last_modification: time }
-}
-
-fn bytes_path(bytes: &[u8]) -> &Path {
-    Path::new(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(bytes))
 }

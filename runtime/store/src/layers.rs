@@ -19,30 +19,8 @@ use std::{
 use knarr_model::Digest;
 use rustix::fs::AtFlags;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
-use crate::{Compression, Decompressor, Error, Result, Store, Tarball, extract, remove};
-
-/// What an archive may ask for (RELIABILITY I08).
-#[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    /// Entries of one layer.
-    pub entries: u64,
-    /// Bytes of one layer, unpacked.
-    pub bytes: u64,
-    /// Unpacked bytes for each compressed one, beyond [`Limits::free_bytes`].
-    pub ratio: u64,
-    /// Below this many unpacked bytes the ratio does not matter.
-    pub free_bytes: u64,
-}
-
-impl Default for Limits {
-    /// 4 million entries, 256 GiB, and beyond 512 MiB no more than 200 to 1:
-    /// text and sparse images reach some 100 to 1, deflate's bound is 1032 to 1.
-    fn default() -> Self {
-        Self { entries: 4_000_000, bytes: 256 << 30, ratio: 200, free_bytes: 512 << 20 }
-    }
-}
+use crate::{Compression, Error, Inflated, Limits, Result, Store, Tarball, extract, remove_tree};
 
 /// What a layer weighs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,7 +73,7 @@ impl Drop for Unpacked {
     fn drop(&mut self) {
         if let Some(directory) = self.directory.take() {
             // The next open sweeps what is left.
-            let _ = remove::tree(&directory);
+            let _ = remove_tree(&directory);
         }
     }
 }
@@ -120,19 +98,21 @@ impl Store {
             info: LayerInfo { size: 0, entries: 0 },
             compression: Compression::None,
         };
-        let mut inflated = Inflated::new(reader, *limits)?;
-        unpacked.compression = inflated.decompressor.compression();
+        let mut inflated = Inflated::new(reader, "layer", limits)?.hashed();
+        unpacked.compression = inflated.compression();
         let mut buffered = BufReader::with_capacity(256 * 1024, &mut inflated);
         let root = crate::open_directory(&fs)?;
-        let outcome = Tarball::new(&mut buffered, limits.entries).and_then(|mut tarball| {
-            let info = extract::extract(&mut tarball, &root, &fs)?;
+        let most = limits.entries_left();
+        let outcome = Tarball::new(&mut buffered, most).and_then(|mut tarball| {
+            let (info, implied) = extract::extract(&mut tarball, &root, &fs, most)?;
             tarball.drain()?;
+            limits.count_entries(info.entries + implied);
             Ok(info)
         });
         drop(buffered);
         // A broken stream shows as whatever the parser made of it; the limit or
         // the source that ended it is the real reason.
-        unpacked.info = match (outcome, inflated.refused.take()) {
+        unpacked.info = match (outcome, inflated.refusal()) {
             (_, Some(refusal)) => return Err(refusal),
             (outcome, None) => outcome?,
         };
@@ -191,116 +171,5 @@ impl Store {
         };
         serde_json::from_slice(&bytes)
             .map_err(|e| Error::io("read", &path)(std::io::Error::other(e)))
-    }
-}
-
-/// Counts compressed bytes.
-struct Counted<R> {
-    reader: R,
-    bytes: std::rc::Rc<std::cell::Cell<u64>>,
-    failed: std::rc::Rc<std::cell::Cell<Option<std::io::Error>>>,
-}
-
-impl<R: Read> Read for Counted<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        match self.reader.read(buffer) {
-            Ok(read) => {
-                self.bytes.set(self.bytes.get() + read as u64);
-                Ok(read)
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => Err(e),
-            Err(e) => {
-                let copy = std::io::Error::new(e.kind(), e.to_string());
-                self.failed.set(Some(e));
-                Err(copy)
-            }
-        }
-    }
-}
-
-/// The uncompressed archive: hashed and bounded as it is read.
-struct Inflated<R: Read> {
-    decompressor: Decompressor<Counted<R>>,
-    compressed: std::rc::Rc<std::cell::Cell<u64>>,
-    source_failed: std::rc::Rc<std::cell::Cell<Option<std::io::Error>>>,
-    hash: Sha256,
-    bytes: u64,
-    limits: Limits,
-    refused: Option<Error>,
-}
-
-impl<R: Read> Inflated<R> {
-    fn new(reader: R, limits: Limits) -> Result<Self> {
-        let compressed = std::rc::Rc::default();
-        let source_failed = std::rc::Rc::<std::cell::Cell<Option<std::io::Error>>>::default();
-        let counted = Counted {
-            reader,
-            bytes: std::rc::Rc::clone(&compressed),
-            failed: std::rc::Rc::clone(&source_failed),
-        };
-        let decompressor = Decompressor::new(counted).map_err(|e| match source_failed.take() {
-            Some(source) => Error::Source(source),
-            None => Error::Archive(e.to_string()),
-        })?;
-        Ok(Self {
-            decompressor,
-            compressed,
-            source_failed,
-            hash: Sha256::new(),
-            bytes: 0,
-            limits,
-            refused: None,
-        })
-    }
-
-    fn refuse(&mut self, error: Error) -> std::io::Error {
-        let message = error.to_string();
-        self.refused.get_or_insert(error);
-        std::io::Error::other(message)
-    }
-
-    /// Reads both streams to their ends and answers the hash.
-    fn finish(mut self) -> Result<Digest> {
-        let mut buffer = vec![0; 64 * 1024];
-        loop {
-            match self.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(_) => {}
-                Err(e) => return Err(self.refused.take().unwrap_or(Error::Source(e))),
-            }
-        }
-        self.decompressor.drain_source().map_err(Error::Source)?;
-        Ok(Digest::from_bytes(self.hash.finalize().into()))
-    }
-}
-
-impl<R: Read> Read for Inflated<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let read = match self.decompressor.read(buffer) {
-            Ok(read) => read,
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => return Err(e),
-            Err(e) => {
-                let error = match self.source_failed.take() {
-                    Some(source) => Error::Source(source),
-                    None => Error::Archive(format!("decompress layer: {e}")),
-                };
-                return Err(self.refuse(error));
-            }
-        };
-        self.hash.update(&buffer[..read]);
-        self.bytes += read as u64;
-        if self.bytes > self.limits.bytes {
-            let limit = self.limits.bytes;
-            return Err(self.refuse(Error::TooLarge { what: "layer".into(), limit }));
-        }
-        let fair = self.compressed.get().saturating_mul(self.limits.ratio);
-        if self.bytes > self.limits.free_bytes && self.bytes > fair {
-            let message = format!(
-                "layer inflates more than {} to 1: taken for a decompression bomb",
-                self.limits.ratio
-            );
-            return Err(self.refuse(Error::Archive(message)));
-        }
-        Ok(read)
     }
 }

@@ -32,15 +32,16 @@ mod blobs;
 mod decompress;
 mod error;
 mod extract;
+mod inflate;
 mod layers;
 mod names;
 mod pax;
-mod remove;
 mod resolve;
 mod snapshots;
 mod sparse;
 mod sweep;
 mod tarball;
+mod times;
 
 use std::{
     os::fd::{AsFd, OwnedFd},
@@ -50,9 +51,10 @@ use std::{
 use rustix::fs::{Mode, OFlags};
 
 pub use blobs::{Ingest, MAX_READ, StagedBlob};
-pub use decompress::{Compression, Decompressor};
+pub use decompress::Compression;
 pub use error::{Error, Result};
-pub use layers::{LayerInfo, Limits, Unpacked};
+pub use inflate::{Inflated, Limits, Spent};
+pub use layers::{LayerInfo, Unpacked};
 pub use snapshots::{Snapshot, Usage};
 pub use sparse::Sparse;
 pub use sweep::{Keep, Swept};
@@ -109,6 +111,11 @@ impl Store {
 fn open_directory(path: &Path) -> Result<OwnedFd> {
     rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|e| Error::io("open directory", path)(e.into()))
+}
+
+/// Removes a tree; nothing there is success.
+fn remove_tree(path: &Path) -> Result<()> {
+    knarr_tree::remove(path).map_err(Error::io("remove", path))
 }
 
 /// Flushes a directory, so that names made in it survive a power cut.

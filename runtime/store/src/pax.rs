@@ -21,6 +21,8 @@ pub(crate) struct Pax {
 }
 
 const XATTR: &[u8] = b"SCHILY.xattr.";
+/// Extended attributes of one entry; file systems take far fewer.
+const XATTRS_MAX: usize = 256;
 const SPARSE: &[u8] = b"GNU.sparse.";
 
 /// Parses the records of one extended header.
@@ -99,6 +101,9 @@ fn attribute(pax: &mut Pax, name: &[u8], value: &[u8]) -> Result<(), String> {
     if kept {
         if pax.xattrs.iter().any(|(other, _)| other == name) {
             return Err(format!("extended attribute {shown} is there twice"));
+        }
+        if pax.xattrs.len() == XATTRS_MAX {
+            return Err("too many extended attributes".into());
         }
         pax.xattrs.push((name.to_owned(), value.to_owned()));
     }

@@ -14,13 +14,13 @@
 
 use std::{
     collections::HashSet,
-    os::unix::fs::{DirBuilderExt, MetadataExt},
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
 use knarr_model::{ContainerId, Digest};
 
-use crate::{Error, Result, Store, remove};
+use crate::{Error, Result, Store, remove_tree};
 
 /// The overlay of one container, as paths.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,7 +127,7 @@ impl Store {
     /// When the host fails.
     pub fn remove_snapshot(&self, id: &ContainerId) -> Result<()> {
         match self.retire_snapshot(id)? {
-            Some(trash) => remove::tree(&trash),
+            Some(trash) => remove_tree(&trash),
             None => Ok(()),
         }
     }
@@ -146,7 +146,7 @@ impl Store {
     /// # Errors
     /// When the host fails.
     pub fn delete_retired(&self, retired: &Path) -> Result<()> {
-        remove::tree(retired)
+        remove_tree(retired)
     }
 
     /// What a container wrote. Walks its upper directory.
@@ -154,7 +154,9 @@ impl Store {
     /// # Errors
     /// When the host fails.
     pub fn usage(&self, id: &ContainerId) -> Result<Usage> {
-        usage(&self.container_path(id).join("upper"))
+        let upper = self.container_path(id).join("upper");
+        let usage = knarr_tree::usage(&upper).map_err(Error::io("count", &upper))?;
+        Ok(Usage { bytes: usage.disk, inodes: usage.inodes })
     }
 
     /// The ids of all containers that have a directory here, for reconciling.
@@ -176,33 +178,4 @@ impl Store {
             Err(e) => Err(Error::io("remove", path)(e)),
         }
     }
-}
-
-/// Walks a tree without recursion; what vanishes meanwhile is not counted.
-pub(crate) fn usage(root: &Path) -> Result<Usage> {
-    let mut usage = Usage::default();
-    let mut linked = HashSet::new();
-    let mut pending = vec![root.to_owned()];
-    while let Some(directory) = pending.pop() {
-        let entries = match std::fs::read_dir(&directory) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
-            Err(e) => return Err(Error::io("read", &directory)(e)),
-        };
-        for entry in entries.flatten() {
-            let Ok(metadata) = entry.metadata() else { continue };
-            if metadata.nlink() > 1
-                && !metadata.is_dir()
-                && !linked.insert((metadata.dev(), metadata.ino()))
-            {
-                continue;
-            }
-            usage.bytes += metadata.blocks() * 512;
-            usage.inodes += 1;
-            if metadata.is_dir() {
-                pending.push(entry.path());
-            }
-        }
-    }
-    Ok(usage)
 }

@@ -5,11 +5,16 @@
 //!
 //! **How it fails.** It goes on after a failure and reports the first.
 
-use std::{collections::BTreeSet, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    sync::PoisonError,
+    time::Duration,
+};
 
 use knarr_model::Digest;
 
-use crate::{Error, Result, Store, remove};
+use crate::{Error, Result, Store, remove_tree};
 
 /// Partial blobs that nobody touched for so long are given up.
 const PARTIAL_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -73,23 +78,68 @@ impl Store {
         Ok(swept)
     }
 
-    /// Bytes of all blobs and of all compiled code.
+    /// Removes what broken transfers left and nobody goes on with just now, and
+    /// tries again what could not be deleted before. Answers the bytes. It goes
+    /// on after a failure and reports the first.
     ///
     /// # Errors
     /// When the host fails.
-    pub fn blobs_size(&self) -> Result<u64> {
-        let mut directories = vec![(self.root().join("blobs/sha256"), "")];
+    pub fn sweep_partial(&self) -> Result<u64> {
+        let path = self.root().join("ingest");
+        let (mut bytes, mut outcome) = (0, Ok(()));
+        for (digest, path) in named_by_digest(&path, "")? {
+            // Whoever begins to write it comes before or after, not between.
+            let writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+            if writing.contains(&digest) {
+                continue;
+            }
+            let length = path.metadata().map_or(0, |m| m.len());
+            match std::fs::remove_file(&path) {
+                Ok(()) => bytes += length,
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => outcome = outcome.and(Err(Error::io("remove", &path)(e))),
+            }
+        }
+        for entry in std::fs::read_dir(&path).map_err(Error::io("read", &path))?.flatten() {
+            if entry.file_name().as_encoded_bytes().starts_with(b"trash-") {
+                outcome = outcome.and(remove_tree(&entry.path()));
+            }
+        }
+        outcome.map(|()| bytes)
+    }
+
+    /// Bytes of all blobs.
+    ///
+    /// # Errors
+    /// When the host fails.
+    pub fn blobs_size(&self) -> Result<BTreeMap<Digest, u64>> {
+        sizes(&self.root().join("blobs/sha256"), "")
+    }
+
+    /// Bytes of the code compiled from each module, for whatever host.
+    ///
+    /// # Errors
+    /// When the host fails.
+    pub fn code_size(&self) -> Result<BTreeMap<Digest, u64>> {
+        let mut all = BTreeMap::new();
         if let Ok(hosts) = std::fs::read_dir(self.root().join("wasm")) {
-            let hosts = hosts.flatten().map(|host| host.path()).filter(|path| path.is_dir());
-            directories.extend(hosts.map(|host| (host, ".cwasm")));
+            for host in hosts.flatten().map(|host| host.path()).filter(|path| path.is_dir()) {
+                for (module, bytes) in sizes(&host, ".cwasm")? {
+                    *all.entry(module).or_default() += bytes;
+                }
+            }
         }
-        let mut bytes = 0;
-        for (directory, suffix) in directories {
-            let files = named_by_digest(&directory, suffix)?;
-            bytes +=
-                files.iter().map(|(_, path)| path.metadata().map_or(0, |m| m.len())).sum::<u64>();
-        }
-        Ok(bytes)
+        Ok(all)
+    }
+
+    /// Bytes of what is neither whole nor gone yet: transfers, broken or under
+    /// way, layers that are being unpacked, trees that are being deleted.
+    ///
+    /// # Errors
+    /// When the host fails.
+    pub fn staged_size(&self) -> Result<u64> {
+        let path = self.root().join("ingest");
+        Ok(knarr_tree::usage(&path).map_err(Error::io("count", &path))?.disk)
     }
 
     /// Removes what only a crash can have left, and partial blobs that nobody wants.
@@ -103,7 +153,7 @@ impl Store {
                 modified.is_ok_and(|m| m.elapsed().is_ok_and(|age| age > PARTIAL_LIFE))
             };
             if !partial || old() {
-                remove::tree(&entry.path())?;
+                remove_tree(&entry.path())?;
             }
         }
         Ok(())
@@ -111,7 +161,7 @@ impl Store {
 }
 
 /// Entries of a directory whose names are a digest's digits and a suffix.
-fn named_by_digest(directory: &std::path::Path, suffix: &str) -> Result<Vec<(Digest, PathBuf)>> {
+fn named_by_digest(directory: &Path, suffix: &str) -> Result<Vec<(Digest, PathBuf)>> {
     let entries = std::fs::read_dir(directory).map_err(Error::io("read", directory))?;
     Ok(entries
         .flatten()
@@ -121,4 +171,9 @@ fn named_by_digest(directory: &std::path::Path, suffix: &str) -> Result<Vec<(Dig
             Some((format!("sha256:{hex}").parse().ok()?, entry.path()))
         })
         .collect())
+}
+
+fn sizes(directory: &Path, suffix: &str) -> Result<BTreeMap<Digest, u64>> {
+    let files = named_by_digest(directory, suffix)?.into_iter();
+    Ok(files.map(|(digest, path)| (digest, path.metadata().map_or(0, |m| m.len()))).collect())
 }

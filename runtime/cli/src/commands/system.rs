@@ -284,8 +284,13 @@ async fn disk_usage(verbose: bool, context: &Context) -> Result<u8> {
         })
     };
     let used_images = usage.images.iter().filter(|image| image.containers > 0);
-    let unused: i64 =
-        usage.images.iter().filter(|image| image.containers <= 0).map(|image| image.size).sum();
+    // As Docker counts: what no image in use has for itself.
+    let used: i64 = usage
+        .images
+        .iter()
+        .filter(|image| image.containers > 0)
+        .map(|image| image.size - image.shared_size.max(0))
+        .sum();
     let size_of = |running: bool| -> i64 {
         usage
             .containers
@@ -313,7 +318,7 @@ async fn disk_usage(verbose: bool, context: &Context) -> Result<u8> {
                 usage.images.len(),
                 used_images.count(),
                 usage.layers_size,
-                unused.min(usage.layers_size),
+                (usage.layers_size - used).max(0),
             ),
             row(
                 "Containers",

@@ -514,7 +514,13 @@ fn i07_garbage_never_panics() {
 #[test]
 fn i08_bombs_are_refused_and_leave_nothing() {
     let fixture = Fixture::new();
-    let limits = Limits { entries: 100, bytes: 64 << 20, ratio: 50, free_bytes: 1 << 20 };
+    let limits = || Limits {
+        entries: 100,
+        bytes: 64 << 20,
+        ratio: 50,
+        free_bytes: 1 << 20,
+        ..Limits::default()
+    };
     let zeros = vec![0; 32 << 20];
     let archive = EvilTar::new().file("zeros", &zeros).finish();
     let bombs = [
@@ -523,19 +529,19 @@ fn i08_bombs_are_refused_and_leave_nothing() {
         ("zstd", zstd::encode_all(archive.as_slice(), 3).unwrap()),
     ];
     for (name, bomb) in bombs {
-        let error = fixture.store.unpack(bomb.as_slice(), &limits).map(|_| ()).unwrap_err();
+        let error = fixture.store.unpack(bomb.as_slice(), &limits()).map(|_| ()).unwrap_err();
         assert!(error.to_string().contains("bomb"), "{name}: {error}");
         fixture.assert_clean();
     }
     // An absolute limit where nothing is compressed.
     let error = fixture
         .store
-        .unpack(archive.as_slice(), &Limits { bytes: 1 << 20, ..limits })
+        .unpack(archive.as_slice(), &Limits { bytes: 1 << 20, ..limits() })
         .map(|_| ())
         .unwrap_err();
     assert!(error.to_string().contains("larger than"), "{error}");
     let many = (0..200).fold(EvilTar::new(), |tar, n| tar.file(&format!("f{n}"), b"")).finish();
-    let error = fixture.store.unpack(many.as_slice(), &limits).map(|_| ()).unwrap_err();
+    let error = fixture.store.unpack(many.as_slice(), &limits()).map(|_| ()).unwrap_err();
     assert!(error.to_string().contains("too many entries"), "{error}");
     // A frame header that asks for a window of 2 GiB: magic, no single segment, exponent 21.
     let window = [0x28, 0xb5, 0x2f, 0xfd, 0x00, 21 << 3, 0x01, 0x00, 0x00];

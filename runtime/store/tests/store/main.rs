@@ -5,6 +5,7 @@
 mod evil_tar;
 
 mod blobs;
+mod budgets;
 mod extraction;
 mod snapshots;
 mod trees;
