@@ -29,6 +29,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use options::{Flags, Host, Settings};
 
 fn main() -> ExitCode {
+    // Before anything else is made: the process that unpacks layers does nothing else.
+    if std::env::args_os().nth(1).is_some_and(|word| word == settings::UNPACK) {
+        return match knarr_store::work() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        };
+    }
     let flags = Flags::parse();
     match run(&flags) {
         Ok(()) => ExitCode::SUCCESS,

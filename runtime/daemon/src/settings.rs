@@ -11,6 +11,9 @@ use knarr_model::Subnet4;
 
 use crate::options::Settings;
 
+/// What this program is called with to unpack a layer (`knarr_store::work`).
+pub(crate) const UNPACK: &str = "unpack-layer";
+
 /// The engine's configuration, with every path absolute.
 pub(crate) fn engine(settings: &Settings, libexec: Option<&Path>) -> Result<EngineConfig> {
     let defaults = EngineConfig::default();
@@ -70,6 +73,11 @@ pub(crate) fn engine(settings: &Settings, libexec: Option<&Path>) -> Result<Engi
     Ok(EngineConfig {
         shim: program("containerd-shim-knarr-v1", &defaults.shim),
         wasm_host: program("knarr-wasm", &defaults.wasm_host),
+        // This very program, also when its file was replaced meanwhile.
+        unpacker: Some(knarr_store::Worker {
+            program: "/proc/self/exe".into(),
+            arguments: vec![UNPACK.into()],
+        }),
         data_root,
         exec_root,
         own_cgroup_parent: settings.cgroup_parent.is_none(),

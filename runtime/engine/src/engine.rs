@@ -36,6 +36,8 @@ pub struct EngineConfig {
     pub shim: PathBuf,
     /// The Wasm host program, `knarr-wasm`; Wasm images are refused where it is missing.
     pub wasm_host: PathBuf,
+    /// Who unpacks layers; none is the engine's own process.
+    pub unpacker: Option<knarr_store::Worker>,
     /// Where shims write what they have to say; none is nowhere.
     pub shim_log: Option<PathBuf>,
     /// Shims kept ready.
@@ -60,6 +62,7 @@ impl Default for EngineConfig {
             exec_root: "/run/knarr".into(),
             shim: "/usr/libexec/knarr/containerd-shim-knarr-v1".into(),
             wasm_host: "/usr/libexec/knarr/knarr-wasm".into(),
+            unpacker: None,
             shim_log: None,
             warm_shims: 2,
             cgroup_parent: "/knarr".into(),

@@ -65,7 +65,8 @@ impl Engine {
         }
         let locks = vec![lock(&config.data_root)?, lock(&config.exec_root)?];
         let db = Arc::new(Db::open(&config.data_root.join("state.db"))?);
-        let store = Arc::new(Store::open(&config.data_root).map_err(Error::from_room)?);
+        let store = Store::open(&config.data_root).map_err(Error::from_room)?;
+        let store = Arc::new(store.with_worker(config.unpacker.clone()));
         let registry =
             knarr_registry::Client::new(config.registry.clone()).map_err(Error::from_room)?;
         let images = Images::open(

@@ -57,6 +57,12 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
+    /// The process that unpacked it came to the end of what it may use.
+    #[error("layer needs more memory or time to unpack than it may have (signal {signal})")]
+    Stopped {
+        /// What ended it.
+        signal: i32,
+    },
     /// Where the archive comes from failed: nothing is wrong with the archive.
     #[error("read layer: {0}")]
     Source(#[source] io::Error),
@@ -87,6 +93,7 @@ impl Error {
                 | Self::TooLarge { .. }
                 | Self::Archive(_)
                 | Self::Entry { .. }
+                | Self::Stopped { .. }
         )
     }
 }
@@ -99,7 +106,8 @@ impl Kinded for Error {
             | Self::Size { .. }
             | Self::TooLarge { .. }
             | Self::Archive(_)
-            | Self::Entry { .. } => ErrorKind::InvalidArgument,
+            | Self::Entry { .. }
+            | Self::Stopped { .. } => ErrorKind::InvalidArgument,
             Self::Source(_) => ErrorKind::Unavailable,
             Self::Io { .. } => ErrorKind::Internal,
         }

@@ -20,9 +20,13 @@
 
 use std::{
     collections::HashMap,
+    ffi::OsStr,
     fs::File,
     io::{Read, Seek, SeekFrom, Write},
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
     path::Path,
 };
 
@@ -476,15 +480,13 @@ impl Extractor<'_> {
             other => other?,
         }
         self.unopened_metadata(parents, name, entry)?;
-        // A descriptor that opens nothing, of the very node just made.
-        let fd = openat(
+        // It was made just now, and nobody else works in this directory: no link.
+        rustix::fs::chmodat(
             self.parent(parents)?,
             name,
-            OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-            Mode::empty(),
+            Mode::from_raw_mode(entry.mode),
+            AtFlags::empty(),
         )?;
-        let handle = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd));
-        rustix::fs::chmod(handle, Mode::from_raw_mode(entry.mode))?;
         // Changing bits leaves the times alone.
         Ok(())
     }
@@ -494,12 +496,11 @@ impl Extractor<'_> {
         let parent = self.parent(parents)?;
         chownat(parent, name, Some(uid(entry)), Some(gid(entry)), AtFlags::SYMLINK_NOFOLLOW)?;
         if !entry.xattrs.is_empty() {
-            let mut path =
-                format!("/proc/self/fd/{}/", std::os::fd::AsRawFd::as_raw_fd(&parent)).into_bytes();
-            path.extend_from_slice(name);
+            // There is no call for this with a descriptor. The way there is the
+            // host's, then directories of this layer without links.
+            let path = self.path.join(OsStr::from_bytes(&[parents, &[name]].concat().join(&b'/')));
             for (key, value) in &entry.xattrs {
-                let outcome =
-                    lsetxattr(path.as_slice(), key.as_slice(), value, XattrFlags::empty());
+                let outcome = lsetxattr(&path, key.as_slice(), value, XattrFlags::empty());
                 attribute_outcome(key, outcome)?;
             }
         }

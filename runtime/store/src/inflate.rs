@@ -41,7 +41,7 @@ pub struct Limits {
 /// What a whole image has spent of its [`Limits`].
 #[derive(Debug, Default)]
 pub struct Spent {
-    beyond: AtomicU64,
+    pub(crate) beyond: AtomicU64,
     entries: AtomicU64,
 }
 
@@ -161,8 +161,9 @@ impl<R: Read> Inflated<R> {
         io::Error::other(message)
     }
 
-    /// Reads both streams to their ends and answers the hash.
-    pub(crate) fn finish(mut self) -> Result<Digest> {
+    /// Reads both streams to their ends and answers the hash, and how many bytes
+    /// were beyond the ratio.
+    pub(crate) fn finish(mut self) -> Result<(Digest, u64)> {
         let mut buffer = vec![0; 64 * 1024];
         loop {
             match self.read(&mut buffer) {
@@ -173,7 +174,8 @@ impl<R: Read> Inflated<R> {
             }
         }
         self.decompressor.drain_source().map_err(Error::Source)?;
-        Ok(Digest::from_bytes(self.hash.unwrap_or_default().finalize().into()))
+        let hash = self.hash.take().unwrap_or_default().finalize();
+        Ok((Digest::from_bytes(hash.into()), self.beyond))
     }
 
     /// Charges what went beyond the ratio to the allowance; false where it is spent.

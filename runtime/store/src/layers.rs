@@ -12,7 +12,8 @@
 
 use std::{
     io::{BufReader, Read},
-    path::PathBuf,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -78,8 +79,49 @@ impl Drop for Unpacked {
     }
 }
 
+/// What came of unpacking an archive.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Done {
+    pub(crate) diff_id: Digest,
+    pub(crate) info: LayerInfo,
+    pub(crate) compression: Compression,
+    /// Entries, with directories that the archive only implied.
+    pub(crate) entries: u64,
+    /// Bytes beyond the ratio of the limits.
+    pub(crate) beyond: u64,
+}
+
+/// Inflates, hashes and extracts an archive in one pass, and reads the reader to
+/// its end. `root` is the directory at `path`.
+pub(crate) fn unpack_here(
+    reader: impl Read,
+    root: &OwnedFd,
+    path: &Path,
+    limits: &Limits,
+) -> Result<Done> {
+    let mut inflated = Inflated::new(reader, "layer", limits)?.hashed();
+    let compression = inflated.compression();
+    let mut buffered = BufReader::with_capacity(256 * 1024, &mut inflated);
+    let most = limits.entries_left();
+    let outcome = Tarball::new(&mut buffered, most).and_then(|mut tarball| {
+        let extracted = extract::extract(&mut tarball, root, path, most)?;
+        tarball.drain()?;
+        Ok(extracted)
+    });
+    drop(buffered);
+    // A broken stream shows as whatever the parser made of it; the limit or
+    // the source that ended it is the real reason.
+    let (info, implied) = match (outcome, inflated.refusal()) {
+        (_, Some(refusal)) => return Err(refusal),
+        (outcome, None) => outcome?,
+    };
+    let (diff_id, beyond) = inflated.finish()?;
+    Ok(Done { diff_id, info, compression, entries: info.entries + implied, beyond })
+}
+
 impl Store {
-    /// Unpacks a layer's archive: inflates, hashes and extracts in one pass and
+    /// Unpacks a layer's archive, in another process where there is a
+    /// [`Worker`](crate::Worker): inflates, hashes and extracts in one pass and
     /// reads the reader to its end.
     ///
     /// # Errors
@@ -98,25 +140,13 @@ impl Store {
             info: LayerInfo { size: 0, entries: 0 },
             compression: Compression::None,
         };
-        let mut inflated = Inflated::new(reader, "layer", limits)?.hashed();
-        unpacked.compression = inflated.compression();
-        let mut buffered = BufReader::with_capacity(256 * 1024, &mut inflated);
-        let root = crate::open_directory(&fs)?;
-        let most = limits.entries_left();
-        let outcome = Tarball::new(&mut buffered, most).and_then(|mut tarball| {
-            let (info, implied) = extract::extract(&mut tarball, &root, &fs, most)?;
-            tarball.drain()?;
-            limits.count_entries(info.entries + implied);
-            Ok(info)
-        });
-        drop(buffered);
-        // A broken stream shows as whatever the parser made of it; the limit or
-        // the source that ended it is the real reason.
-        unpacked.info = match (outcome, inflated.refusal()) {
-            (_, Some(refusal)) => return Err(refusal),
-            (outcome, None) => outcome?,
+        let done = match &self.worker {
+            Some(worker) => worker.unpack(reader, &directory, limits)?,
+            None => unpack_here(reader, &crate::open_directory(&fs)?, &fs, limits)?,
         };
-        unpacked.diff_id = inflated.finish()?;
+        limits.count_entries(done.entries);
+        (unpacked.diff_id, unpacked.info) = (done.diff_id, done.info);
+        unpacked.compression = done.compression;
         let description = serde_json::to_vec(&unpacked.info)
             .map_err(|e| Error::Archive(format!("describe layer: {e}")))?;
         let path = directory.join("layer.json");

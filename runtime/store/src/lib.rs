@@ -42,6 +42,7 @@ mod sparse;
 mod sweep;
 mod tarball;
 mod times;
+mod worker;
 
 use std::{
     os::fd::{AsFd, OwnedFd},
@@ -59,6 +60,7 @@ pub use snapshots::{Snapshot, Usage};
 pub use sparse::Sparse;
 pub use sweep::{Keep, Swept};
 pub use tarball::{Entry, EntryKind, Tarball};
+pub use worker::{Worker, work};
 
 /// The content store of one engine.
 #[derive(Debug)]
@@ -67,6 +69,8 @@ pub struct Store {
     blobs: OwnedFd,
     ingest: OwnedFd,
     layers: OwnedFd,
+    /// Who unpacks layers; none is this process.
+    worker: Option<Worker>,
     /// Partial blobs that a writer of this process holds.
     writing: std::sync::Mutex<std::collections::HashSet<knarr_model::Digest>>,
 }
@@ -89,6 +93,7 @@ impl Store {
             blobs: make("blobs/sha256")?,
             ingest: make("ingest")?,
             layers: make("layers")?,
+            worker: None,
 
             writing: std::sync::Mutex::default(),
         };
@@ -96,6 +101,13 @@ impl Store {
         make("empty")?;
         store.sweep_temporary()?;
         Ok(store)
+    }
+
+    /// Has layers unpacked by another process.
+    #[must_use]
+    pub fn with_worker(mut self, worker: Option<Worker>) -> Self {
+        self.worker = worker;
+        self
     }
 
     /// The directory that the store was opened on.

@@ -67,6 +67,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "knarr-model",
             "knarr-network",
             "knarr-registry",
+            "knarr-store",
             "knarr-sys",
             "knarr-tree",
         ],
