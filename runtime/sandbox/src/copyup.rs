@@ -1,20 +1,17 @@
 //! `tmpcopyup`: a tmpfs with what the root filesystem has at its place.
 //!
 //! The image's tree is read beneath the root and without following its links;
-//! files, directories, links and device nodes are copied with owner and mode.
+//! files, directories, links and device nodes are copied with owner and mode,
+//! however deep it is (`knarr-tree`).
 
 use std::{
-    fs::File,
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
 };
 
 use rustix::{
-    fs::{
-        AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, fchmod, fstat, mkdirat, mknodat,
-        openat, openat2, readlinkat, statat, symlinkat,
-    },
+    fs::{Mode, OFlags, ResolveFlags, openat2},
     io::Errno,
     mount::{
         FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag,
@@ -68,48 +65,5 @@ fn fill(root: BorrowedFd<'_>, target: &Path, mount: &OwnedFd) -> io::Result<()> 
         Err(Errno::NOENT) => return Ok(()),
         Err(errno) => return Err(errno.into()),
     };
-    let to = openat(mount, ".", DIRECTORY, Mode::empty())?;
-    same_owner(&from, &to)?;
-    tree(&from, &to)
-}
-
-/// Owner and mode of a file or directory.
-fn same_owner(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
-    let stat = fstat(from)?;
-    std::os::unix::fs::fchown(to, Some(stat.st_uid), Some(stat.st_gid))?;
-    Ok(fchmod(to, Mode::from_raw_mode(stat.st_mode & 0o7777))?)
-}
-
-fn tree(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
-    for entry in Dir::read_from(from)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        if matches!(name.to_bytes(), b"." | b"..") {
-            continue;
-        }
-        let stat = statat(from, name, AtFlags::SYMLINK_NOFOLLOW)?;
-        let mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => {
-                mkdirat(to, name, mode)?;
-                let below = openat(from, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?;
-                let copy = openat(to, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?;
-                same_owner(&below, &copy)?;
-                tree(&below, &copy)?;
-            }
-            FileType::RegularFile => {
-                let source = openat(from, name, flags | OFlags::NONBLOCK, Mode::empty())?;
-                let new = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-                let copy = openat(to, name, new, mode)?;
-                same_owner(&source, &copy)?;
-                io::copy(&mut File::from(source), &mut File::from(copy))?;
-            }
-            FileType::Symlink => {
-                symlinkat(readlinkat(from, name, Vec::new())?, to, name)?;
-            }
-            kind => mknodat(to, name, kind, mode, stat.st_rdev)?,
-        }
-    }
-    Ok(())
+    knarr_tree::copy_into(from.as_fd(), mount.as_fd())
 }

@@ -26,7 +26,7 @@ use rustix::{
 };
 
 use crate::{
-    remove,
+    remove, remove_at,
     trail::{Patience, Trail, open_root},
     walk::{Left, Seen, Visitor, walk},
 };
@@ -34,6 +34,8 @@ use crate::{
 /// Longest list of names, and longest value, of extended attributes (xattr(7)).
 const ATTRIBUTES_MAX: usize = 64 << 10;
 const PIECE: usize = 128 * 1024;
+/// Where names of files with several lie, in a target that has nothing beside it.
+const LINKS: &str = ".knarr-copy.links";
 
 /// Copies a directory and everything below it to `target`, which must not be
 /// there: contents with their holes, owners, modes, times, extended attributes
@@ -52,18 +54,25 @@ pub fn copy(source: BorrowedFd<'_>, target: &Path) -> io::Result<()> {
     let links = PathBuf::from(links);
     remove(&links)?;
     mkdirat(CWD, target, Mode::from_raw_mode(0o700))?;
-    let mut copier = Copier {
-        to: Trail::new(open_root(CWD, target)?)?,
-        links_path: links.clone(),
-        links: None,
-        ranges: true,
-        metadata: Metadata::new(),
-        piece: Vec::new(),
-    };
+    let to = Trail::new(open_root(CWD, target)?)?;
+    run(source, Copier { metadata: Some(Metadata::new()), ..Copier::new(to, None, links) })
+}
+
+/// As [`copy`], into a directory that is there and empty, and with owners and
+/// modes alone: no times, no extended attributes.
+///
+/// # Errors
+/// As [`copy`].
+pub fn copy_into(source: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
+    let again = || open_root(target, c".");
+    run(source, Copier::new(Trail::new(again()?)?, Some(again()?), PathBuf::from(LINKS)))
+}
+
+fn run(source: BorrowedFd<'_>, mut copier: Copier) -> io::Result<()> {
     // A descriptor with a place of its own in the listing.
     let root = open_root(source, c".")?;
     let copied = walk(root, &mut copier);
-    let removed = remove(&links);
+    let removed = remove_at(copier.place(), &copier.links_path);
     copied.and(removed)
 }
 
@@ -78,12 +87,15 @@ pub fn copy_metadata(from: &Path, to: &Path) -> io::Result<()> {
 
 struct Copier {
     to: Trail,
+    /// Where `links_path` begins; none is the process's own directory.
+    place: Option<OwnedFd>,
     links_path: PathBuf,
     /// Other names of files with several, once there is one.
     links: Option<OwnedFd>,
     /// Whether the kernel copies between these file systems.
     ranges: bool,
-    metadata: Metadata,
+    /// None copies owners and modes alone.
+    metadata: Option<Metadata>,
     piece: Vec<u8>,
 }
 
@@ -114,8 +126,8 @@ impl Visitor for Copier {
         let links = match self.links.take() {
             Some(links) => links,
             None => {
-                mkdirat(CWD, &self.links_path, Mode::from_raw_mode(0o700))?;
-                open_root(CWD, &self.links_path)?
+                mkdirat(self.place(), &self.links_path, Mode::from_raw_mode(0o700))?;
+                open_root(self.place(), &self.links_path)?
             }
         };
         let linked = linkat(&links, &known, self.to.here(), name, AtFlags::empty());
@@ -141,7 +153,7 @@ impl Visitor for Copier {
 
     fn leave(&mut self, directory: BorrowedFd<'_>) -> io::Result<()> {
         let stat = fstat(directory)?;
-        self.metadata.copy(directory, self.to.here(), &stat)
+        dress(&mut self.metadata, directory, self.to.here(), &stat)
     }
 
     fn left(&mut self, trail: &Trail, _: Option<&CStr>, _: bool) -> io::Result<Left> {
@@ -165,6 +177,14 @@ impl Visitor for Copier {
 }
 
 impl Copier {
+    fn new(to: Trail, place: Option<OwnedFd>, links_path: PathBuf) -> Self {
+        Self { to, place, links_path, links: None, ranges: true, metadata: None, piece: Vec::new() }
+    }
+
+    fn place(&self) -> BorrowedFd<'_> {
+        self.place.as_ref().map_or(CWD, AsFd::as_fd)
+    }
+
     /// Makes what is no directory.
     fn make(&mut self, trail: &Trail, name: &CStr, kind: FileType, stat: &Stat) -> io::Result<()> {
         let (from, to) = (trail.here(), self.to.here());
@@ -176,17 +196,17 @@ impl Copier {
                 let write = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
                 let write = open(to, name, write, relieve)?;
                 self.contents(read.as_fd(), write.as_fd(), stat.st_size as u64)?;
-                self.metadata.copy(read.as_fd(), write.as_fd(), stat)
+                dress(&mut self.metadata, read.as_fd(), write.as_fd(), stat)
             }
             FileType::Symlink => {
                 let target: CString = readlinkat(from, name, Vec::new())?;
                 symlinkat(&target, to, name)?;
-                owner_and_times(to, name, stat)
+                owner_and_times(to, name, stat, self.metadata.is_some())
             }
             _ => {
                 let mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
                 mknodat(to, name, kind, mode, stat.st_rdev)?;
-                owner_and_times(to, name, stat)?;
+                owner_and_times(to, name, stat, self.metadata.is_some())?;
                 Ok(chmodat(to, name, mode, AtFlags::empty())?)
             }
         }
@@ -322,8 +342,30 @@ fn times(stat: &Stat) -> Timestamps {
     }
 }
 
-fn owner_and_times(dir: BorrowedFd<'_>, name: &CStr, stat: &Stat) -> io::Result<()> {
+/// Owner, mode, and the rest where it is copied, too.
+fn dress(
+    metadata: &mut Option<Metadata>,
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    stat: &Stat,
+) -> io::Result<()> {
+    if let Some(metadata) = metadata {
+        return metadata.copy(from, to, stat);
+    }
+    fchown(to, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
+    Ok(fchmod(to, Mode::from_raw_mode(stat.st_mode & 0o7777))?)
+}
+
+fn owner_and_times(
+    dir: BorrowedFd<'_>,
+    name: &CStr,
+    stat: &Stat,
+    with_times: bool,
+) -> io::Result<()> {
     let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
     chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+    if !with_times {
+        return Ok(());
+    }
     Ok(utimensat(dir, name, &times(stat), AtFlags::SYMLINK_NOFOLLOW)?)
 }

@@ -33,6 +33,6 @@ mod trail;
 mod usage;
 mod walk;
 
-pub use copy::{copy, copy_metadata};
+pub use copy::{copy, copy_into, copy_metadata};
 pub use remove::{remove, remove_at};
 pub use usage::{Usage, usage};

@@ -13,7 +13,7 @@ use std::{
     thread,
 };
 
-use knarr_tree::{copy, remove, usage};
+use knarr_tree::{copy, copy_into, remove, usage};
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, XattrFlags, fsetxattr, mkdirat, mknodat, openat, statat,
     symlinkat,
@@ -308,4 +308,23 @@ fn v07_a_copy_has_everything_of_the_source() {
     holes.read_exact_at(&mut middle, 1 << 35).unwrap();
     assert_eq!(&middle, b"middle");
     assert!(holes.metadata().unwrap().blocks() < 1000, "64 GiB of holes are holes in the copy");
+}
+
+#[test]
+fn v07_a_copy_into_what_is_there_has_owners_modes_and_links() {
+    let scratch = tempfile::tempdir().unwrap();
+    let tree = kinds(scratch.path());
+    let twin = scratch.path().join("twin");
+    fs::create_dir(&twin).unwrap();
+    copy_into(open(CWD, &tree).as_fd(), open(CWD, &twin).as_fd()).unwrap();
+    assert_eq!(usage(&twin).unwrap().inodes, usage(&tree).unwrap().inodes);
+    let is = |root: &Path, name: &str| {
+        let metadata = fs::symlink_metadata(root.join(name)).unwrap();
+        (metadata.mode(), metadata.uid(), metadata.gid(), metadata.rdev(), metadata.nlink())
+    };
+    for name in ["", "file", "setuid", "sub", "link", "fifo", "device", "holes"] {
+        assert_eq!(is(&twin, name), is(&tree, name), "{name}");
+    }
+    let file = fs::File::open(twin.join("setuid")).unwrap();
+    assert!(rustix::fs::fgetxattr(&file, "trusted.kept", &mut [0; 16][..]).is_err());
 }

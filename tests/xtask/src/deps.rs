@@ -18,7 +18,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("knarr-init", &[]),
     ("knarr-docker", &[]),
     ("knarr-netlink", &[]),
-    ("knarr-sandbox", &["knarr-init", "knarr-model", "knarr-netlink", "knarr-sys"]),
+    ("knarr-sandbox", &["knarr-init", "knarr-model", "knarr-netlink", "knarr-sys", "knarr-tree"]),
     ("knarr-wasm", &["knarr-model"]),
     ("knarr-state", &["knarr-model"]),
     ("knarr-store", &["knarr-model", "knarr-tree"]),
