@@ -47,6 +47,7 @@ use tokio::{io::DuplexStream, sync::watch};
 
 use crate::{
     Error, Result,
+    create::CREATING,
     mounts::StoredMount,
     shims::Shim,
     view::{PublishedPort, State, Status, WaitCondition, WaitOutcome},
@@ -99,6 +100,8 @@ pub(crate) struct Facts {
     pub(crate) with_volumes: bool,
     /// A restart is under way: this exit is no reason to remove it or to start it again.
     pub(crate) staying: bool,
+    /// How often the row has changed.
+    pub(crate) revision: u64,
 }
 
 /// The row's word for a removal with `-v`.
@@ -130,10 +133,30 @@ pub(crate) struct Container {
 }
 
 impl Container {
-    pub(crate) fn new(row: ContainerRow) -> Self {
-        let resolved: Resolved = serde_json::from_value(row.resolved).unwrap_or_default();
+    /// Whether a row can be used as it is: nothing of it is ever guessed.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(crate) fn check(row: &ContainerRow) -> Result<()> {
+        Self::resolved(row)?;
+        status(&row.state.status).map(|_| ())
+    }
+
+    /// What the engine made of the request, as the row has it.
+    pub(crate) fn resolved(row: &ContainerRow) -> Result<Resolved> {
+        Resolved::deserialize(&row.resolved).map_err(|error| {
+            Error::internal(format!("container {}: what it resolved to: {error}", row.id))
+        })
+    }
+
+    /// The container of a row, and of how often that has changed.
+    ///
+    /// # Errors
+    /// As [`Container::check`].
+    pub(crate) fn new(row: ContainerRow, revision: u64) -> Result<Self> {
+        let resolved = Self::resolved(&row)?;
         let state = State {
-            status: status(&row.state.status),
+            status: status(&row.state.status)?,
             pid: row.state.pid,
             exit_code: row.state.exit_code,
             oom_killed: row.state.oom_killed,
@@ -146,7 +169,7 @@ impl Container {
             life.exits = 1;
             life.last.push_back((1, WaitOutcome { code: state.exit_code, error: None }));
         }
-        Self {
+        Ok(Self {
             id: row.id,
             created: row.created,
             image: row.image,
@@ -169,9 +192,10 @@ impl Container {
                 plan: 0,
                 with_volumes: row.state.status == REMOVING_VOLUMES,
                 staying: false,
+                revision,
             }),
             life: watch::Sender::new(life),
-        }
+        })
     }
 
     /// What is known of it. Never held across an await.
@@ -219,6 +243,22 @@ impl Container {
             restart_count: facts.restart_count,
             manually_stopped: facts.manually_stopped,
         }
+    }
+
+    /// The whole row.
+    pub(crate) fn row(&self) -> Result<ContainerRow> {
+        let state = self.row_state();
+        let facts = self.facts();
+        Ok(ContainerRow {
+            id: self.id.clone(),
+            name: facts.name.clone(),
+            created: self.created.clone(),
+            image: self.image,
+            workload: self.workload.clone(),
+            spec: (*facts.spec).clone(),
+            resolved: crate::create::to_json(&*facts.resolved)?,
+            state,
+        })
     }
 
     /// Tells waiters that it runs.
@@ -291,16 +331,17 @@ impl Container {
     }
 }
 
-fn status(word: &str) -> Status {
-    match word {
+fn status(word: &str) -> Result<Status> {
+    Ok(match word {
+        CREATING | "created" => Status::Created,
         "running" => Status::Running,
         "paused" => Status::Paused,
         "restarting" => Status::Restarting,
         "removing" | REMOVING_VOLUMES => Status::Removing,
         "exited" => Status::Exited,
         "dead" => Status::Dead,
-        _ => Status::Created,
-    }
+        other => return Err(Error::internal(format!("unknown status {other:?}"))),
+    })
 }
 
 /// A wait that has begun: nothing that happens after it was made is missed.
@@ -348,17 +389,32 @@ mod tests {
 
     use super::*;
 
-    fn container() -> Container {
-        Container::new(ContainerRow {
+    fn row() -> ContainerRow {
+        ContainerRow {
             id: "a".repeat(64).parse().unwrap(),
             name: "one".parse().unwrap(),
             created: "2026-01-01T00:00:00Z".into(),
             image: Digest::from_bytes([0; 32]),
             workload: Workload::Native { platform: Platform::host() },
             spec: ContainerSpec::default(),
-            resolved: serde_json::Value::Null,
+            resolved: serde_json::json!({}),
             state: ContainerState { status: "created".into(), ..ContainerState::default() },
-        })
+        }
+    }
+
+    fn container() -> Container {
+        Container::new(row(), 1).unwrap()
+    }
+
+    #[test]
+    fn k05_a_row_that_cannot_be_read_is_no_container() {
+        for resolved in [serde_json::json!({"argv": 7}), serde_json::json!({"mounts": [{}]})] {
+            assert!(Container::new(ContainerRow { resolved, ..row() }, 1).is_err());
+        }
+        let mut unknown = row();
+        unknown.state.status = "dancing".into();
+        assert!(Container::check(&unknown).is_err());
+        assert_eq!(container().row().unwrap().id, row().id);
     }
 
     #[tokio::test]

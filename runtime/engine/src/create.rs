@@ -1,9 +1,12 @@
 //! `create`: a request and an image become a container.
 //!
 //! ```text
-//!   check ─► merge with the image ─► row ─► volumes ─► directories ─► known
-//!   nothing made yet                 └──────── undone if a later step fails ─┘
+//!   check ─► merge with the image ─► row ─► volumes ─► directories ─► record ─► known
+//!   nothing made yet                 └──────── undone if a later step fails ───────┘
 //! ```
+//!
+//! The record is the point from which it is: a crash before it undoes the
+//! `create`, a crash after it does not.
 
 use std::{
     collections::BTreeMap,
@@ -89,12 +92,23 @@ impl Engine {
         }
         row.resolved = to_json(&resolved)?;
         row.state.status = Status::Created.as_str().into();
-        let finished = self.0.db.finish_container(&id, &row.resolved).map_err(Error::from);
-        if let Err(error) = finished.and_then(|()| failpoint::hit("create.done")) {
-            self.undo_create(&id);
-            return Err(error);
-        }
-        let container = Arc::new(Container::new(row));
+        let resolved = row.resolved.clone();
+        // The record makes it whole: without one it never was.
+        let container = Container::new(row, 1).map(Arc::new);
+        let finished = container.and_then(|container| {
+            self.write_record(&container)?;
+            failpoint::hit("create.record")?;
+            self.0.db.finish_container(&id, &resolved)?;
+            failpoint::hit("create.done")?;
+            Ok(container)
+        });
+        let container = match finished {
+            Ok(container) => container,
+            Err(error) => {
+                self.undo_create(&id);
+                return Err(error);
+            }
+        };
         self.0.containers.write().unwrap_or_else(PoisonError::into_inner).insert(&container);
         self.tell(&container, "create", &[]);
         Ok(Created { id, warnings })

@@ -20,7 +20,9 @@ use crate::{
     events::Events,
     exec::Exec,
     facades::Pulls,
+    notices::Notices,
     oci::Host,
+    record::Scribe,
     shims::Shims,
     view::{BoxStream, ContainerView, EndpointView, Event, Info},
 };
@@ -93,6 +95,8 @@ pub(crate) struct Inner {
     pub(crate) volumes: Volumes,
     pub(crate) shims: Arc<Shims>,
     pub(crate) events: Events,
+    pub(crate) notices: Notices,
+    pub(crate) scribe: Arc<Scribe>,
     pub(crate) host: Host,
     pub(crate) pulls: Pulls,
     pub(crate) containers: RwLock<Containers>,
@@ -187,11 +191,6 @@ impl Engine {
         let spec = container.spec();
         let parent = spec.cgroup_parent.as_deref().unwrap_or(&self.0.config.cgroup_parent);
         format!("/{}/{}", parent.trim_matches('/'), container.id)
-    }
-
-    /// Writes where a container is in its life.
-    pub(crate) fn save(&self, container: &Container) -> Result<()> {
-        Ok(self.0.db.set_container_state(&container.id, &container.row_state())?)
     }
 
     /// Tells that something happened to a container.
@@ -296,6 +295,7 @@ impl Engine {
         let mut info = crate::host::info();
         info.id.clone_from(&self.0.id);
         info.data_root.clone_from(&self.0.config.data_root);
+        info.warnings.extend(self.0.notices.all());
         info.images = self.0.images.list().map_or(0, |images| images.len());
         for container in self.all() {
             info.containers += 1;

@@ -438,8 +438,7 @@ impl Engine {
                 .map_err(Error::from_room)?;
                 engine.refresh_network(&container.id)?;
             }
-            engine.0.db.set_container_spec(&container.id, &spec)?;
-            container.facts().spec = Arc::new(spec);
+            engine.save_spec(&container, spec)?;
             engine.tell_network(&network, "connect", Some(&container.id));
             Ok(())
         })
@@ -487,8 +486,7 @@ impl Engine {
                 }
                 engine.refresh_network(&container.id)?;
             }
-            engine.0.db.set_container_spec(&container.id, &spec)?;
-            container.facts().spec = Arc::new(spec);
+            engine.save_spec(&container, spec)?;
             engine.tell_network(&network, "disconnect", Some(&container.id));
             Ok(())
         })
@@ -504,6 +502,7 @@ impl Engine {
         let mut facts = container.facts();
         facts.ports = ports.iter().map(crate::start::published).collect();
         facts.endpoints = endpoints;
+        self.changed(id);
         Ok(())
     }
 
@@ -562,9 +561,14 @@ impl Engine {
         failpoint::hit("volume-remove.begin")?;
         let engine = self.clone();
         let wanted = name.to_owned();
-        blocking(move || engine.0.volumes.remove(&wanted, force))
-            .await?
-            .map_err(Error::from_room)?;
+        blocking(move || {
+            engine.0.volumes.remove(&wanted, force)?;
+            // What cannot be deleted is known at once.
+            engine.0.notices.set("removed volumes", engine.0.volumes.finish_removals());
+            Ok(())
+        })
+        .await?
+        .map_err(|error: knarr_volume::Error| Error::from_room(error))?;
         failpoint::hit("volume-remove.done")?;
         self.tell_volume(name, "destroy");
         Ok(())

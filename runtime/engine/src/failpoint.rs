@@ -25,6 +25,7 @@ pub const NAMES: &[&str] = &[
     "create.row",
     "create.volumes",
     "create.snapshot",
+    "create.record",
     "create.done",
     "start.begin",
     "start.bundle",

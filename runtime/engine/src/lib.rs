@@ -8,17 +8,19 @@
 //! ```
 //!
 //! **Life.** [`Engine::open`] is start and recovery in one: it reads the rows,
-//! asks every shim, records what ended meanwhile, sweeps what no row names, and
+//! adopts what has none, asks every shim, records what ended meanwhile, and
 //! applies restart policies once. Dropping the last clone leaves containers
 //! running; the next `open` finds them again.
 //!
 //! **How it fails.** Every verb is linearizable per container and idempotent;
 //! whatever a failed `create` or `start` had made is undone before it answers.
 //! A killed engine loses nothing: rows are written before resources are made
-//! and deleted after they are gone.
+//! and deleted after they are gone, and a lost database is written again from
+//! the records beside the objects.
 
 #![forbid(unsafe_code)]
 
+mod adopt;
 mod attach;
 mod capabilities;
 mod cgroup;
@@ -33,11 +35,14 @@ mod exec;
 mod facades;
 pub mod failpoint;
 mod host;
+mod leftovers;
 mod logs;
 mod mounts;
 mod names;
+mod notices;
 mod observe;
 mod oci;
+mod record;
 mod recovery;
 mod remove;
 mod seccomp;

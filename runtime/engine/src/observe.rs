@@ -1,6 +1,6 @@
 //! What a running container does and uses: `top`, `stats`, `update`.
 
-use std::{collections::HashMap, fs, sync::Arc};
+use std::{collections::HashMap, fs};
 
 use crate::{
     Error, Result,
@@ -105,8 +105,7 @@ impl Engine {
                     })?;
             }
             failpoint::hit("update.task")?;
-            engine.0.db.set_container_spec(&container.id, &spec)?;
-            container.facts().spec = Arc::new(spec);
+            engine.save_spec(&container, spec)?;
             failpoint::hit("update.row")?;
             engine.tell(&container, "update", &[]);
             Ok(warnings)

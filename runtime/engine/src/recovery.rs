@@ -7,15 +7,18 @@
 //!                 no answer            ─► cgroup killed, exit.json or 137 recorded
 //!                 another boot         ─► nothing runs; exited
 //!   row removing                       ─► removed
-//!   no row                             ─► whatever is left of it goes
+//!   no row                             ─► adopted, or left alone (adopt.rs)
 //! ```
+//!
+//! Only what cannot do without ends the opening: the roots, their locks, the
+//! packet filter, a database of a newer version. Everything else is told by
+//! `info` and tried again (notices.rs).
 //!
 //! Nothing is ever signalled by a number that a file says: a pid may belong to
 //! somebody else by now (RELIABILITY K10). What is ours is known by its cgroup,
 //! whose path has the container's id in it.
 
 use std::{
-    collections::{BTreeSet, HashMap},
     fs::File,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, RwLock},
@@ -34,13 +37,14 @@ use knarr_store::Store;
 use knarr_volume::Volumes;
 
 use crate::{
-    Error, Result, cgroup,
+    Error, Result, adopt, cgroup,
     container::Container,
     create::CREATING,
     engine::{Containers, Engine, EngineConfig, Inner, make_directory, now},
     events::Events,
     facades::Pulls,
     host, names,
+    notices::Notices,
     shims::{Shim, Shims},
     start::SHIM_NOTE,
     task::Phase,
@@ -65,8 +69,11 @@ impl Engine {
         }
         let locks = vec![lock(&config.data_root)?, lock(&config.exec_root)?];
         let db = Arc::new(Db::open(&config.data_root.join("state.db"))?);
+        let notices = Notices::default();
+        notices.set("database", adopt::of_database(&db));
         let store = Store::open(&config.data_root).map_err(Error::from_room)?;
         let store = Arc::new(store.with_worker(config.unpacker.clone()));
+        notices.set("store", store.sweep_temporary().iter().map(ToString::to_string).collect());
         let registry =
             knarr_registry::Client::new(config.registry.clone()).map_err(Error::from_room)?;
         let images = Images::open(
@@ -80,15 +87,21 @@ impl Engine {
             },
         )
         .map_err(Error::from_room)?;
+        notices.set("images", adopt::of_images(&images));
         let networks =
             Networks::open(Arc::clone(&db), config.network.clone()).map_err(Error::from_room)?;
         let volumes =
             Volumes::open(&config.data_root, Arc::clone(&db)).map_err(Error::from_room)?;
+        notices.set("networks", networks.notices());
+        let adopted = volumes.adopt();
+        notices.set("volumes", adopted.unwrap_or_else(|error| vec![error.to_string()]));
         let id = match db.fact("id")? {
             Some(id) => id,
             None => {
                 let id = ContainerId::from_random(names::random()).short().to_owned();
-                db.set_fact("id", &id)?;
+                if let Err(error) = db.set_fact("id", &id) {
+                    tracing::warn!(%error, "record the id of this data root");
+                }
                 id
             }
         };
@@ -108,15 +121,19 @@ impl Engine {
             volumes,
             shims,
             events: Events::new(),
+            notices,
+            scribe: Arc::default(),
             host: host::probe(),
             pulls: Pulls::default(),
             containers: RwLock::default(),
             execs: Mutex::default(),
             _locks: locks,
         }));
+        engine.start_scribe();
         engine.recover().await?;
         engine.tidy_cgroups();
         engine.0.shims.refill();
+        engine.care();
         Ok(engine)
     }
 
@@ -126,6 +143,10 @@ impl Engine {
     /// root of its own. The host's main engine leaves those be, as dockerd does:
     /// others may have made their rules for its bridge.
     pub async fn leave(&self) {
+        let engine = self.clone();
+        if let Err(error) = crate::facades::blocking(move || engine.write_records()).await {
+            tracing::warn!(%error, "write records");
+        }
         if self.all().iter().any(|container| container.status().is_running()) {
             return;
         }
@@ -153,39 +174,51 @@ impl Engine {
 
     async fn recover(&self) -> Result<()> {
         let boot = host::boot_id();
+        let adopted = self.adopt_containers()?;
         let same_boot = self.0.db.fact("boot")?.is_none_or(|last| last == boot);
-        let (rows, bad) = self.0.db.containers()?;
-        for (id, error) in &bad {
-            // Quarantined: neither shown nor swept, so that it can be looked at.
-            tracing::error!(container = id, %error, "unreadable container");
-        }
-        let (unfinished, rows): (Vec<_>, Vec<_>) =
-            rows.into_iter().partition(|row| row.state.status == CREATING);
+        let revisions = self.0.db.container_revisions()?;
+        let (rows, _) = self.0.db.containers()?;
+        let (unfinished, rows): (Vec<_>, Vec<_>) = rows
+            .into_iter()
+            .filter(|row| !adopted.quarantined.contains(row.id.as_str()))
+            .partition(|row| row.state.status == CREATING);
         for row in &unfinished {
-            // Nobody was told of it: it never was.
+            // Nobody was told of it, and it has no record: it never was.
             self.undo_create(&row.id);
             self.forget_volumes_since(&row.created);
         }
         {
             let mut known = Containers::default();
             for row in rows {
-                known.insert(&Arc::new(Container::new(row)));
+                let revision = revisions.get(row.id.as_str()).copied().unwrap_or_default();
+                known.insert(&Arc::new(Container::new(row, revision)?));
             }
             *self.0.containers.write().unwrap_or_else(PoisonError::into_inner) = known;
+        }
+        match self.0.volumes.settle() {
+            Ok(notices) => self.0.notices.set("settled volumes", notices),
+            Err(error) => tracing::warn!(%error, "volumes"),
         }
         let containers = self.all();
         futures_util::stream::iter(&containers)
             .for_each_concurrent(AT_ONCE, |container| self.recover_one(container, same_boot))
             .await;
-        self.0.db.set_fact("boot", &boot)?;
+        if let Err(error) = self.0.db.set_fact("boot", &boot) {
+            tracing::warn!(%error, "record the boot");
+        }
 
-        let live: Vec<(ContainerId, u32)> = containers
+        let mut live: Vec<(ContainerId, u32)> = containers
             .iter()
             .filter_map(|container| {
                 let facts = container.facts();
                 facts.state.status.is_running().then(|| (container.id.clone(), facts.state.pid))
             })
             .collect();
+        let strangers = self.sweep_bundles().await;
+        live.extend(strangers.iter().cloned());
+        for (id, _) in &live {
+            self.adopt_network(id, adopted.mended.contains(id));
+        }
         let networks = self.0.networks.clone();
         let alive = live.clone();
         let troubles = crate::facades::blocking(move || networks.reconcile(&alive)).await?;
@@ -193,15 +226,20 @@ impl Engine {
             tracing::warn!(%error, "networks");
         }
         for (id, _) in &live {
-            let container = self.find(id.as_str())?;
-            let endpoints = self.0.networks.endpoints(id).map_err(Error::from_room)?;
-            let ports = self.0.networks.ports(id).map_err(Error::from_room)?;
-            let mut facts = container.facts();
-            facts.ports = ports.iter().map(crate::start::published).collect();
-            facts.endpoints = endpoints;
+            let Ok(container) = self.find(id.as_str()) else { continue };
+            let networks = &self.0.networks;
+            let found = networks.endpoints(id).and_then(|all| Ok((all, networks.ports(id)?)));
+            match found {
+                Ok((endpoints, ports)) => {
+                    let mut facts = container.facts();
+                    facts.ports = ports.iter().map(crate::start::published).collect();
+                    facts.endpoints = endpoints;
+                }
+                Err(error) => tracing::warn!(%error, container = id.short(), "networks"),
+            }
         }
-        let bad: BTreeSet<String> = bad.into_iter().map(|(id, _)| id).collect();
-        self.sweep(&bad).await;
+        self.sweep_sockets().await;
+        self.finish_removals().await;
         self.resume_policies(containers);
         Ok(())
     }
@@ -303,7 +341,11 @@ impl Engine {
     }
 
     /// The shim that a bundle names, if it answers.
-    async fn find_shim(&self, bundle: &Path, record: Option<&InitRecord>) -> Option<Shim> {
+    pub(crate) async fn find_shim(
+        &self,
+        bundle: &Path,
+        record: Option<&InitRecord>,
+    ) -> Option<Shim> {
         let socket = match record {
             Some(record) => record.socket.clone(),
             None => PathBuf::from(std::fs::read_to_string(bundle.join(SHIM_NOTE)).ok()?),
@@ -313,79 +355,6 @@ impl Engine {
             return None;
         }
         tokio::time::timeout(DIAL, Shim::find(&socket)).await.ok()?.ok()
-    }
-
-    /// Removes what no row names.
-    async fn sweep(&self, quarantined: &BTreeSet<String>) {
-        let known: HashMap<String, Arc<Container>> =
-            self.all().into_iter().map(|container| (container.id.to_string(), container)).collect();
-        let stranger = |id: &str| !known.contains_key(id) && !quarantined.contains(id);
-        for id in list(&self.0.config.exec_root.join("containers")) {
-            if id.parse::<ContainerId>().is_ok() && stranger(&id) {
-                self.sweep_bundle(&id).await;
-            }
-        }
-        match self.0.store.snapshots() {
-            Ok(snapshots) => {
-                for id in snapshots.iter().filter(|id| stranger(id.as_str())) {
-                    if let Err(error) = self.0.store.remove_snapshot(id) {
-                        tracing::warn!(%error, container = id.short(), "sweep snapshot");
-                    }
-                }
-            }
-            Err(error) => tracing::warn!(%error, "sweep snapshots"),
-        }
-        self.sweep_sockets(&known).await;
-        for container in known.values().filter(|container| container.status() == Status::Removing) {
-            let _op = container.op.lock().await;
-            if let Err(error) = self.remove_locked(container, container.spec().auto_remove).await {
-                tracing::warn!(%error, container = container.id.short(), "finish removal");
-            }
-        }
-    }
-
-    async fn sweep_bundle(&self, id: &str) {
-        let bundle = self.0.config.exec_root.join("containers").join(id);
-        let record: Option<InitRecord> = read_json(&bundle.join("init.json"));
-        if let Some(shim) = self.find_shim(&bundle, record.as_ref()).await {
-            let _ = shim.task.kill(id, "", 9, true).await;
-            let _ = shim.task.delete(id, "").await;
-            let _ = shim.task.shutdown().await;
-        }
-        let path = match &record {
-            // Only a path with this very id at its end.
-            Some(record) if record.cgroup.file_name().is_some_and(|name| name == id) => {
-                record.cgroup.display().to_string()
-            }
-            _ => format!("/{}/{id}", self.0.config.cgroup_parent.trim_matches('/')),
-        };
-        let swept = tokio::task::spawn_blocking(move || {
-            cgroup::kill(&path);
-            cgroup::remove(&path)
-        })
-        .await;
-        if let Ok(Err(error)) = swept {
-            tracing::warn!(%error, container = id, "sweep cgroup");
-        }
-        if let Err(error) = knarr_tree::remove(&bundle) {
-            tracing::warn!(%error, bundle = %bundle.display(), "sweep bundle");
-        }
-    }
-
-    /// Idle shims of an engine that is gone end by themselves; what remains are
-    /// sockets that nobody listens on.
-    async fn sweep_sockets(&self, known: &HashMap<String, Arc<Container>>) {
-        let used: BTreeSet<PathBuf> = known
-            .values()
-            .filter_map(|container| container.facts().shim.as_ref().map(|shim| shim.socket.clone()))
-            .collect();
-        let directory = self.0.config.exec_root.join("shims");
-        for name in list(&directory) {
-            let socket = directory.join(name);
-            if !used.contains(&socket) && tokio::net::UnixStream::connect(&socket).await.is_err() {
-                let _ = std::fs::remove_file(&socket);
-            }
-        }
     }
 
     /// What exited while nobody looked is removed or started again, as was
@@ -483,15 +452,6 @@ fn lock(root: &Path) -> Result<File> {
     Ok(file)
 }
 
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
+pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
     serde_json::from_slice(&std::fs::read(path).ok()?).ok()
-}
-
-fn list(directory: &Path) -> Vec<String> {
-    std::fs::read_dir(directory)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .collect()
 }

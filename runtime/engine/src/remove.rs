@@ -119,11 +119,11 @@ impl Engine {
         container.tell_removed(None);
         if let Some(retired) = retired {
             // A million files take their time; their name is gone already, and
-            // what a crash leaves is swept when the store opens.
-            let store = Arc::clone(&self.0.store);
+            // what a crash or a failure leaves is tried again.
+            let engine = self.clone();
             tokio::task::spawn_blocking(move || {
-                if let Err(error) = store.delete_retired(&retired) {
-                    tracing::warn!(%error, path = %retired.display(), "delete");
+                if let Err(error) = engine.0.store.delete_retired(&retired) {
+                    engine.0.notices.add("store", error.to_string());
                 }
             });
         }
@@ -164,9 +164,14 @@ impl Engine {
                 let mut containers =
                     engine.0.containers.write().unwrap_or_else(PoisonError::into_inner);
                 containers.forget(&container);
-                container.facts().name = name.clone();
+                {
+                    let mut facts = container.facts();
+                    facts.name = name.clone();
+                    facts.revision += 1;
+                }
                 containers.insert(&container);
             }
+            engine.changed(&container.id);
             if container.status().is_running()
                 && let Err(error) = engine.0.networks.rename(&container.id, &name)
             {

@@ -12,7 +12,10 @@
 use std::{
     collections::{BTreeSet, HashMap},
     io::Read,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -38,6 +41,8 @@ pub(crate) struct Contents {
     naming: RwLock<()>,
     /// Leases of pulls and loads that are under way in this process.
     live: Mutex<BTreeSet<String>>,
+    /// There is a damaged record of an image whose content nothing names.
+    pub(crate) keep_all: AtomicBool,
     /// One writer of a layer at a time.
     claims: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
 }
@@ -98,6 +103,7 @@ impl Contents {
             db,
             naming: RwLock::default(),
             live: Mutex::default(),
+            keep_all: AtomicBool::new(false),
             claims: Mutex::default(),
         }
     }
@@ -147,6 +153,10 @@ impl Contents {
     }
 
     fn sweep_with(&self, before: impl FnOnce() -> Result<()>) -> Result<knarr_store::Swept> {
+        if self.keep_all.load(Ordering::Relaxed) {
+            tracing::warn!("nothing is swept: the record of an image is damaged");
+            return Ok(knarr_store::Swept::default());
+        }
         let swept = {
             let _naming = self.naming.write().unwrap_or_else(PoisonError::into_inner);
             before()?;
@@ -154,7 +164,13 @@ impl Contents {
             self.store.sweep(&Keep { blobs, layers, modules })?
         };
         for retired in &swept.retired {
-            self.store.delete_retired(retired)?;
+            // Its name is gone; it is tried again.
+            if let Err(error) = self.store.delete_retired(retired) {
+                tracing::warn!(%error, "sweep");
+            }
+        }
+        for error in &swept.failed {
+            tracing::warn!(%error, "sweep");
         }
         Ok(swept)
     }

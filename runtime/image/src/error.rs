@@ -75,6 +75,9 @@ pub enum Error {
     /// The database failed.
     #[error(transparent)]
     State(#[from] knarr_state::Error),
+    /// The record of an image.
+    #[error(transparent)]
+    Record(#[from] knarr_state::record::Error),
     /// The registry refused or failed.
     #[error(transparent)]
     Registry(#[from] knarr_registry::Error),
@@ -110,7 +113,7 @@ impl Kinded for Error {
             Self::Unsupported(_) => ErrorKind::NotSupported,
             Self::Store(error) => error.kind(),
             Self::Registry(error) => error.kind(),
-            Self::State(_) | Self::Internal(_) => ErrorKind::Internal,
+            Self::State(_) | Self::Record(_) | Self::Internal(_) => ErrorKind::Internal,
         }
     }
 }

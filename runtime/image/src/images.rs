@@ -55,6 +55,9 @@ impl Images {
         registry: Arc<dyn Registry>,
         options: Options,
     ) -> Result<Self> {
+        let records = store.root().join("images");
+        std::fs::create_dir_all(&records)
+            .map_err(|e| Error::Internal(format!("make directory {}: {e}", records.display())))?;
         let compiler = Compiler::new(options.compiler, store.root());
         Ok(Self(Arc::new(Inner {
             contents: Arc::new(Contents::new(store, db)),
@@ -230,7 +233,7 @@ impl Images {
             return Err(Error::invalid("tag", "refusing to create a tag with a digest reference"));
         }
         let image = self.resolve(name)?;
-        match self.0.contents.db.image_name(target, &image.row.id)? {
+        match self.0.name(target, &image.row.id)? {
             true => Ok(()),
             false => Err(Error::NotFound(name.to_owned())),
         }

@@ -11,7 +11,9 @@
 //! Decided once, when the image is stored: [`knarr_model::Workload`] and the
 //! reason for it. `run` reads the row. An image is visible when its row is, and
 //! its row is written last: whatever happens before leaves only content that a
-//! lease names, which the next attempt finds again or the sweep removes.
+//! lease names, which the next attempt finds again or the sweep removes. Its
+//! record (`images/<digits>.json`) follows the row, and a database that was lost
+//! is written again from the records.
 //!
 //! **How it fails.** [`Error`] with Docker's wording where Docker has one.
 //! Content that breaks a rule (a wrong digest, a hostile archive, a lying
@@ -20,6 +22,7 @@
 
 #![forbid(unsafe_code)]
 
+mod adopt;
 mod config;
 mod content;
 mod detect;

@@ -30,6 +30,7 @@ pub(crate) async fn remove(
     if let Some(image) = image
         && inner.contents.db.image_remove(&image)?
     {
+        inner.contents.record([image]);
         removed.push(Removed::Deleted(image));
         removed.extend(inner.sweep().await?.removed);
     }
@@ -65,6 +66,7 @@ fn names_of(
         }
         let gone = with_orphans(&reference, &row);
         inner.contents.db.image_unname(&gone)?;
+        inner.contents.record([row.id]);
         let removed = untagged(&gone);
         // Other names remain, or a container has it: that was all.
         let last = all.iter().all(|other| gone.contains(other));
@@ -89,6 +91,7 @@ fn names_of(
         }
     }
     inner.contents.db.image_unname(&all)?;
+    inner.contents.record([row.id]);
     Ok((untagged(&all), Some(row.id)))
 }
 
@@ -144,6 +147,7 @@ pub(crate) async fn prune(
             continue;
         }
         if inner.contents.db.image_remove(&image.row.id)? {
+            inner.contents.record([image.row.id]);
             let names: Vec<Reference> =
                 image.row.tags.iter().chain(&image.row.digests).cloned().collect();
             pruned.removed.extend(untagged(&names));

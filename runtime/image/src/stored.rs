@@ -71,7 +71,7 @@ impl Inner {
     pub(crate) fn rename(&self, row: ImageRow, arrival: &Arrival) -> Result<Option<Image>> {
         for name in arrival.tags.iter().chain(&arrival.digests) {
             let known = row.tags.contains(name) || row.digests.contains(name);
-            if !known && !self.contents.db.image_name(name, &row.id)? {
+            if !known && !self.name(name, &row.id)? {
                 return Ok(None);
             }
         }
@@ -79,6 +79,15 @@ impl Inner {
             Err(Error::NotFound(_)) => Ok(None),
             other => other.map(Some),
         }
+    }
+
+    /// Names an image; the name moves where another image had it. False where
+    /// there is no such image.
+    pub(crate) fn name(&self, name: &Reference, id: &Digest) -> Result<bool> {
+        let owners = self.contents.owners([name])?;
+        let named = self.contents.db.image_name(name, id)?;
+        self.contents.record(owners.into_iter().chain([*id]));
+        Ok(named)
     }
 
     /// Decides what an image is, compiles it if it is Wasm, and writes its row.
@@ -131,13 +140,19 @@ impl Inner {
         blobs.extend(arrival.manifest.layers.iter().map(|layer| layer.digest));
         let contents = Arc::clone(&self.contents);
         let lease = lease.name.clone();
-        blocking(move || Ok(contents.db.image_put(&row, &blobs, &lease)?)).await?;
+        blocking(move || {
+            let owners = contents.owners(row.tags.iter().chain(&row.digests))?;
+            contents.db.image_put(&row, &blobs, &lease)?;
+            contents.record(owners.into_iter().chain([row.id]));
+            Ok(())
+        })
+        .await?;
         self.get(&id)
     }
 }
 
 /// Bytes of raw Wasm layers.
-fn raw_size(manifest: &Manifest) -> u64 {
+pub(crate) fn raw_size(manifest: &Manifest) -> u64 {
     let wasm =
         |media_type: &str| matches!(crate::document::layer_kind(media_type), Ok(LayerKind::Wasm));
     manifest.layers.iter().filter(|layer| wasm(&layer.media_type)).map(|layer| layer.size).sum()

@@ -23,6 +23,60 @@ fn hello() -> Made {
         .layer(EvilTar::new().file("etc/motd", b"hi").symlink("bin/h", "hello").finish())
 }
 
+// --- without the database ------------------------------------------------------
+
+/// Names and ids of all images, in order.
+fn listed(fixture: &Fixture) -> Vec<(String, Vec<String>)> {
+    let images = fixture.images.list().unwrap();
+    let names = |names: &[knarr_model::Reference]| names.iter().map(ToString::to_string).collect();
+    let mut all: Vec<(String, Vec<String>)> =
+        images.iter().map(|image| (image.id().to_string(), names(&image.row.tags))).collect();
+    all.sort();
+    all
+}
+
+#[tokio::test]
+async fn k08_images_are_found_again_without_the_database() {
+    let mut fixture = Fixture::new();
+    fixture.fake.image("web:1", hello());
+    fixture.fake.image("web:2", hello().layer(EvilTar::new().file("x", b"x").finish()));
+    let one = fixture.pull("web:1").await.unwrap();
+    let two = fixture.pull("web:2").await.unwrap();
+    fixture.images.tag("web:1", &"moving:1".parse().unwrap()).unwrap();
+    fixture.images.tag("web:2", &"moving:1".parse().unwrap()).unwrap();
+    fixture.fake.image("gone:1", Made::new().layer(EvilTar::new().file("y", b"y").finish()));
+    fixture.pull("gone:1").await.unwrap();
+    fixture.images.remove("gone:1", RemoveOptions::default(), |_| vec![]).await.unwrap();
+
+    let before = listed(&fixture);
+    assert_eq!(fixture.reopen_without_database(), [""; 0]);
+    assert_eq!(listed(&fixture), before);
+    let again = |name: &str| fixture.images.resolve(name).unwrap();
+    assert_eq!(again("moving:1").id(), two.id());
+    assert_eq!(again("web:1").row, one.row);
+    // Nothing of them is swept.
+    fixture.images.sweep().await.unwrap();
+    assert_eq!(again("web:2").row.layers, two.row.layers);
+    assert!(fixture.images.store().view(&two.row.layers).is_ok());
+
+    // A record that is damaged: the manifest among the blobs says what it was.
+    let record = fixture.data().join("images").join(format!("{}.json", one.id().hex()));
+    fs::write(&record, "{").unwrap();
+    let told = fixture.reopen_without_database();
+    assert!(told.len() == 1 && told[0].contains(&one.id().hex()), "{told:?}");
+    let found = fixture.images.get(&one.id()).unwrap();
+    assert_eq!((&found.row.workload, &found.row.layers), (&one.row.workload, &one.row.layers));
+    assert_eq!(fixture.reopen_without_database(), [""; 0], "its record is whole again");
+
+    // Neither: then nothing that no image names is removed.
+    fs::write(&record, "{").unwrap();
+    fs::remove_file(fixture.images.store().blob_path(&one.row.manifest)).unwrap();
+    let told = fixture.reopen_without_database();
+    assert!(told.len() == 1 && told[0].contains(&one.id().hex()), "{told:?}");
+    fixture.images.remove("web:2", RemoveOptions { force: true }, |_| vec![]).await.unwrap();
+    assert!(fixture.images.store().view(&one.row.layers).is_ok(), "its layers stay");
+}
+
 // --- pulling -------------------------------------------------------------------
 
 #[tokio::test]

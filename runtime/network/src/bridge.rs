@@ -95,7 +95,11 @@ pub(crate) fn ensure(
         Some(link) if link.kind != "bridge" => {
             return Err(Error::Conflict(format!("{what}: an interface of that name is no bridge")));
         }
-        Some(link) if link.alias.starts_with("knarr:") && link.alias != alias => {
+        // One of this engine that had another id is taken over: no other network
+        // of it has the bridge.
+        Some(link)
+            if link.alias.starts_with("knarr:") && !link.alias.starts_with(&prefix(instance)) =>
+        {
             return Err(Error::Conflict(format!(
                 "{what}: it belongs to another engine\n\nhint: give this engine a bridge of its own with --bridge"
             )));

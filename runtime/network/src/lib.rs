@@ -18,7 +18,8 @@
 //!
 //! **Life cycle.** A row is written before its resource is made, and deleted
 //! after the resource is gone. [`Networks::open`] makes bridges and packet
-//! filter match the rows; [`Networks::reconcile`] then forgets what belongs to
+//! filter match the rows, of networks that the database does not know, too, where
+//! they have a record; [`Networks::reconcile`] then forgets what belongs to
 //! containers that are dead, and listens again for those that live.
 //!
 //! **How it fails.** An attach or publish that fails leaves nothing behind.
@@ -28,6 +29,7 @@
 
 #![forbid(unsafe_code)]
 
+mod adopt;
 mod attach;
 mod bridge;
 mod dns;
@@ -89,6 +91,8 @@ struct Inner {
     turns: [Mutex<()>; 32],
     /// Bridges and packet filter are gone for good: nobody puts them back.
     left: AtomicBool,
+    /// What people should know since it was opened.
+    notices: Mutex<Vec<String>>,
     /// Last: tasks end before their thread does.
     server: tasks::Server,
 }
@@ -104,6 +108,11 @@ struct Running {
 }
 
 impl Networks {
+    /// What people should know of since the networks were opened, in sentences.
+    pub fn notices(&self) -> Vec<String> {
+        lock(&self.inner.notices).clone()
+    }
+
     /// The text of `/etc/resolv.conf` for a container.
     pub fn resolv_conf(&self, file: &ResolvConf<'_>) -> String {
         let options = &self.inner.options;

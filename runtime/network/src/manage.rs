@@ -14,7 +14,7 @@ use knarr_netlink::Socket;
 use knarr_state::networks::{EndpointRow, Inserted, NetworkRow};
 
 use crate::{
-    Endpoint, Error, Inner, Network, NetworkSpec, Networks, Result,
+    Endpoint, Error, Inner, Network, NetworkSpec, Networks, Result, adopt,
     bridge::{self, OPTION_ICC, OPTION_MASQUERADE, OPTION_NAME, says_no},
     filter::{Bridge, Contents, Forward},
     link, lock,
@@ -42,6 +42,7 @@ impl Networks {
             return Err(Error::NotSupported("IPv6 networks are not supported".into()));
         }
         bridge::check_options(&spec.options)?;
+        self.inner.db.check_space()?;
         let row = self.inner.create(spec)?;
         Ok(Network { row, endpoints: Vec::new() })
     }
@@ -78,6 +79,7 @@ impl Networks {
         if !inner.db.delete_network(&row.id)? {
             return Err(Error::ActiveEndpoints { users: users()?, name: row.name });
         }
+        adopt::remove(&inner.db, &row.id);
         inner.refresh_filter()?;
         Ok(row.id)
     }
@@ -163,9 +165,12 @@ impl Inner {
             )));
         }
         let made = self.make(&row);
-        if made.is_err() {
+        match made {
+            Ok(()) => adopt::write(&self.db, &row),
             // Not the bridge: where that is the trouble, it is not ours.
-            let _ = self.db.delete_network(&row.id);
+            Err(_) => {
+                let _ = self.db.delete_network(&row.id);
+            }
         }
         made.map(|()| row)
     }

@@ -19,12 +19,12 @@ use knarr_model::{ContainerId, NetworkId};
 use knarr_netlink::{Messages, Socket, buffer, within};
 use knarr_state::{
     Db,
-    networks::{EndpointRow, NetworkRow},
+    networks::{EndpointRow, Inserted, NetworkRow},
 };
 use tokio::io::unix::AsyncFd;
 
 use crate::{
-    Error, Inner, NetworkSpec, Networks, Options, Result,
+    Error, Inner, NetworkSpec, Networks, Options, Result, adopt,
     attach::veth_name,
     bridge::{self, OPTION_HOST, OPTION_ICC, OPTION_MASQUERADE, OPTION_MTU, OPTION_NAME},
     dns,
@@ -50,6 +50,7 @@ impl Networks {
     /// When the kernel refuses (no CAP_NET_ADMIN, no nf_tables), or no pool is free.
     pub fn open(db: Arc<Db>, options: Options) -> Result<Self> {
         check(&options)?;
+        let notices = adopt::adopt(&db)?;
         let kernel = |what: &str| Error::kernel(what.to_owned());
         let filter = Filter::load(&options.instance, contents(&db.networks()?, &db.ports()?)?)
             .map_err(kernel("load packet filter"))?;
@@ -63,6 +64,7 @@ impl Networks {
             changes: Mutex::default(),
             turns: Default::default(),
             left: AtomicBool::new(false),
+            notices: Mutex::new(notices),
             server,
         });
         inner.watch().map_err(kernel("watch packet filter"))?;
@@ -139,7 +141,7 @@ impl Inner {
         let find = |name: &str| networks.iter().find(|network| network.name == name);
         for (name, driver) in [("host", "host"), ("none", "null")] {
             if find(name).is_none() {
-                self.db.insert_network(&NetworkRow {
+                let row = NetworkRow {
                     id: NetworkId::from_random(random()?),
                     name: name.into(),
                     driver: driver.into(),
@@ -154,7 +156,10 @@ impl Inner {
                     fixed_subnet: false,
                     labels: Default::default(),
                     options: Default::default(),
-                })?;
+                };
+                if self.db.insert_network(&row)? == Inserted::Yes {
+                    adopt::write(&self.db, &row);
+                }
             }
         }
         let wanted = self.options.bridge_address;
@@ -175,6 +180,7 @@ impl Inner {
             }
             // Made anew below; the old bridge goes because no row names it.
             self.db.delete_network(&row.id)?;
+            adopt::remove(&self.db, &row.id);
         }
         let yes = || "true".to_owned();
         self.create(&NetworkSpec {
@@ -201,14 +207,29 @@ impl Inner {
         let links = link::links(&socket).map_err(Error::kernel("list interfaces"))?;
         let networks = self.db.networks()?;
         let prefix = bridge::prefix(&self.options.instance);
-        for link in links.iter().filter(|link| link.alias.starts_with(&prefix)) {
+        // Of a network that cannot be read nothing is known but its id.
+        let mut unread = adopt::recorded(&self.db);
+        unread.extend(self.db.network_ids()?);
+        unread.retain(|id| networks.iter().all(|network| network.id.as_str() != id));
+        for link in &links {
+            let Some(id) = link.alias.strip_prefix(&prefix) else { continue };
             let known = networks.iter().any(|network| {
                 network.bridge.as_ref() == Some(&link.name)
                     && link.alias == bridge::alias(&self.options.instance, network)
             });
-            if !known {
-                link::delete(&socket, &link.name)
-                    .map_err(Error::kernel(format!("remove stale bridge {}", link.name)))?;
+            if known || unread.contains(id) {
+                continue;
+            }
+            // Somebody lives on it, whatever became of its network.
+            if links.iter().any(|port| port.kind == "veth" && port.master == link.index) {
+                lock(&self.notices).push(format!(
+                    "bridge {} is of no network that is known, and containers are on it",
+                    link.name
+                ));
+                continue;
+            }
+            if let Err(error) = link::delete(&socket, &link.name) {
+                tracing::warn!(%error, bridge = link.name, "remove stale bridge");
             }
         }
         let links = link::links(&socket).map_err(Error::kernel("list interfaces"))?;

@@ -9,10 +9,13 @@
 //! ones ([`Db::write`]), to an earlier state that was also true once: no fsync
 //! on the way of a container's start.
 
-use knarr_model::{ContainerId, ContainerSpec, Digest, Name, Workload};
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use std::collections::HashMap;
 
-use crate::{Db, Error, Result};
+use knarr_model::{ContainerId, ContainerSpec, Digest, Name, Workload};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+use serde::{Deserialize, Serialize};
+
+use crate::{Db, Error, Result, Unreadable};
 
 pub(crate) const SCHEMA: &str = "
 CREATE TABLE containers (
@@ -41,7 +44,7 @@ CREATE TABLE facts (                            -- of this data root: its id, th
 ";
 
 /// One container.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ContainerRow {
     /// Its id.
     pub id: ContainerId,
@@ -62,7 +65,7 @@ pub struct ContainerRow {
 }
 
 /// Where a container is in its life.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ContainerState {
     /// Docker's word.
     pub status: String,
@@ -84,6 +87,17 @@ pub struct ContainerState {
     pub manually_stopped: bool,
 }
 
+/// A container whose record is newer than its row, or that has no row.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdoptedContainer {
+    /// What its record says.
+    pub row: ContainerRow,
+    /// How often its row had changed by then.
+    pub revision: u64,
+    /// The volumes that it uses; those that there are none of are left out.
+    pub volumes: Vec<String>,
+}
+
 /// Whether an insert or a renaming took place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NameClaim {
@@ -101,7 +115,7 @@ impl Db {
     pub fn insert_container(&self, row: &ContainerRow) -> Result<NameClaim> {
         let workload = serde_json::to_string(&row.workload)?;
         let spec = serde_json::to_string(&row.spec)?;
-        self.write(|db| {
+        self.write_new(|db| {
             if let Some(owner) = owner_of(db, &row.name)? {
                 return Ok(NameClaim::Taken(owner));
             }
@@ -145,17 +159,49 @@ impl Db {
         })
     }
 
-    /// Records where a container is in its life.
+    /// How often each row has changed, for telling whether its record is newer.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn container_revisions(&self) -> Result<HashMap<String, u64>> {
+        self.read(|db| {
+            let mut query = db.prepare_cached("SELECT id, revision FROM containers")?;
+            let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            Ok(rows.collect::<rusqlite::Result<_>>()?)
+        })
+    }
+
+    /// Writes rows as the records beside the containers have them, in one
+    /// transaction. Of two that claim one name, the one with fewer changes is
+    /// called `<name>-<first digits of its id>`. Their images must have rows.
+    /// Answers what they are called.
     ///
     /// # Errors
     /// When the database cannot be written.
-    pub fn set_container_state(&self, id: &ContainerId, state: &ContainerState) -> Result<()> {
+    pub fn adopt_containers(&self, all: &[AdoptedContainer]) -> Result<Vec<(ContainerId, Name)>> {
+        let mut order: Vec<&AdoptedContainer> = all.iter().collect();
+        order.sort_by(|a, b| b.revision.cmp(&a.revision).then(a.row.created.cmp(&b.row.created)));
         self.write(|db| {
-            db.prepare_cached(
+            // Names change hands among them: first nobody has one.
+            for one in &order {
+                db.execute("UPDATE containers SET name = id WHERE id = ?1", [one.row.id.as_str()])?;
+            }
+            order.iter().map(|one| Ok((one.row.id.clone(), adopt(db, one)?))).collect()
+        })
+    }
+
+    /// Records where a container is in its life; answers the row's revision.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub fn set_container_state(&self, id: &ContainerId, state: &ContainerState) -> Result<u64> {
+        self.write(|db| {
+            let mut update = db.prepare_cached(
                 "UPDATE containers SET status = ?2, pid = ?3, exit_code = ?4, oom_killed = ?5, error = ?6,
-                 started_at = ?7, finished_at = ?8, restart_count = ?9, manually_stopped = ?10 WHERE id = ?1",
-            )?
-            .execute(params![
+                 started_at = ?7, finished_at = ?8, restart_count = ?9, manually_stopped = ?10,
+                 revision = revision + 1 WHERE id = ?1 RETURNING revision",
+            )?;
+            let changed = update.query_row(params![
                 id.as_str(),
                 state.status,
                 state.pid,
@@ -166,23 +212,26 @@ impl Db {
                 state.finished_at,
                 state.restart_count,
                 state.manually_stopped,
-            ])?;
-            Ok(())
+            ], revision);
+            Ok(changed.optional()?.unwrap_or_default())
         })
     }
 
-    /// Replaces what was asked (`update`, `network connect`).
+    /// Replaces what was asked (`update`, `network connect`); answers the row's
+    /// revision.
     ///
     /// # Errors
     /// When the database cannot be written.
-    pub fn set_container_spec(&self, id: &ContainerId, spec: &ContainerSpec) -> Result<()> {
+    pub fn set_container_spec(&self, id: &ContainerId, spec: &ContainerSpec) -> Result<u64> {
         let spec = serde_json::to_string(spec)?;
         self.write(|db| {
-            db.execute(
-                "UPDATE containers SET spec = ?2 WHERE id = ?1",
+            let changed = db.query_row(
+                "UPDATE containers SET spec = ?2, revision = revision + 1 WHERE id = ?1
+                 RETURNING revision",
                 params![id.as_str(), spec],
-            )?;
-            Ok(())
+                revision,
+            );
+            Ok(changed.optional()?.unwrap_or_default())
         })
     }
 
@@ -196,7 +245,7 @@ impl Db {
     pub fn finish_container(&self, id: &ContainerId, resolved: &serde_json::Value) -> Result<()> {
         self.write(|db| {
             db.prepare_cached(
-                "UPDATE containers SET resolved = ?2, status = 'created' WHERE id = ?1",
+                "UPDATE containers SET resolved = ?2, status = 'created', revision = 1 WHERE id = ?1",
             )?
             .execute(params![id.as_str(), resolved.to_string()])?;
             Ok(())
@@ -212,7 +261,7 @@ impl Db {
             Some(owner) if owner != *id => Ok(NameClaim::Taken(owner)),
             _ => {
                 db.execute(
-                    "UPDATE containers SET name = ?2 WHERE id = ?1",
+                    "UPDATE containers SET name = ?2, revision = revision + 1 WHERE id = ?1",
                     params![id.as_str(), name.as_str()],
                 )?;
                 Ok(NameClaim::Ours)
@@ -257,6 +306,75 @@ impl Db {
             Ok(())
         })
     }
+}
+
+fn revision(row: &Row<'_>) -> rusqlite::Result<u64> {
+    row.get("revision")
+}
+
+/// Writes one container's row and uses, and answers what it is called.
+fn adopt(db: &Transaction<'_>, one: &AdoptedContainer) -> Result<Name> {
+    let AdoptedContainer { row, revision, volumes } = one;
+    let mut name = row.name.clone();
+    if owner_of(db, &name)?.is_some_and(|owner| owner != row.id) {
+        // Both parts are of the grammar of names, and so is the dash.
+        name = word(format!("{name}-{}", row.id.short()).parse())?;
+    }
+    let id = row.id.as_str();
+    let state = &row.state;
+    db.execute(
+        "INSERT INTO containers (id, name, created, image, workload, spec, resolved, status, pid,
+         exit_code, oom_killed, error, started_at, finished_at, restart_count, manually_stopped, revision)
+         VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17)
+         ON CONFLICT (id) DO UPDATE SET name = excluded.name, created = excluded.created,
+         image = excluded.image, workload = excluded.workload, spec = excluded.spec,
+         resolved = excluded.resolved, status = excluded.status, pid = excluded.pid,
+         exit_code = excluded.exit_code, oom_killed = excluded.oom_killed, error = excluded.error,
+         started_at = excluded.started_at, finished_at = excluded.finished_at,
+         restart_count = excluded.restart_count, manually_stopped = excluded.manually_stopped,
+         revision = excluded.revision",
+        params![
+            id,
+            name.as_str(),
+            row.created,
+            row.image.to_string(),
+            serde_json::to_string(&row.workload)?,
+            serde_json::to_string(&row.spec)?,
+            row.resolved.to_string(),
+            state.status,
+            state.pid,
+            state.exit_code,
+            state.oom_killed,
+            state.error,
+            state.started_at,
+            state.finished_at,
+            state.restart_count,
+            state.manually_stopped,
+            revision,
+        ],
+    )?;
+    db.execute("DELETE FROM volume_uses WHERE container = ?1", [id])?;
+    for volume in volumes {
+        db.execute(
+            "INSERT OR IGNORE INTO volume_uses (volume, container)
+             SELECT name, ?2 FROM volumes WHERE name = ?1",
+            params![volume, id],
+        )?;
+    }
+    Ok(name)
+}
+
+pub(crate) fn unreadable(db: &Connection) -> Result<Vec<Unreadable>> {
+    let mut query = db.prepare("SELECT * FROM containers ORDER BY id")?;
+    let mut rows = query.query([])?;
+    let mut bad = Vec::new();
+    while let Some(row) = rows.next()? {
+        if let Err(error) = parse(row) {
+            let key = row.get("id").unwrap_or_default();
+            bad.push(Unreadable { kind: "container", key, why: error.to_string() });
+        }
+    }
+    Ok(bad)
 }
 
 fn owner_of(db: &Connection, name: &Name) -> Result<Option<ContainerId>> {
@@ -314,7 +432,7 @@ mod tests {
         let db = Db::open(path).unwrap();
         db.write(|db| {
             db.execute(
-                "INSERT OR IGNORE INTO images VALUES (?1, '', '', '', NULL, '', '', 0, 0, 0)",
+                "INSERT OR IGNORE INTO images VALUES (?1, '', '', '', NULL, '', '', 0, 0, 0, 0)",
                 [Digest::from_bytes([7; 32]).to_string()],
             )?;
             Ok(())
@@ -334,6 +452,85 @@ mod tests {
             resolved: serde_json::json!({"argv": ["sh"]}),
             state: ContainerState { status: "created".into(), ..ContainerState::default() },
         }
+    }
+
+    #[test]
+    fn k08_rows_are_written_from_records_whatever_they_were_called() {
+        let scratch = tempfile::tempdir().unwrap();
+        let db = open(&scratch.path().join("state.db"));
+        for (id, name) in [('a', "one"), ('b', "two")] {
+            db.insert_container(&row(id, name)).unwrap();
+        }
+        let adopted = |id, name, revision| AdoptedContainer {
+            row: row(id, name),
+            revision,
+            volumes: vec!["hold".into(), "missing".into()],
+        };
+        db.adopt_volume(&crate::volumes::VolumeRow {
+            name: "hold".parse().unwrap(),
+            created: String::new(),
+            anonymous: false,
+            labels: Default::default(),
+            options: Default::default(),
+        })
+        .unwrap();
+        // Names changed hands, and a third one claims one that another has.
+        let all = [adopted('a', "two", 5), adopted('b', "one", 4), adopted('c', "one", 2)];
+        let names = db.adopt_containers(&all).unwrap();
+        let called = |id: char| {
+            let name = names.iter().find(|(other, _)| other.as_str().starts_with(id)).unwrap();
+            name.1.to_string()
+        };
+        assert_eq!([called('a'), called('b')], ["two", "one"]);
+        assert_eq!(called('c'), format!("one-{}", "c".repeat(12)));
+        let (rows, bad) = db.containers().unwrap();
+        assert_eq!((rows.len(), bad.len()), (3, 0));
+        assert_eq!(db.container_revisions().unwrap()[&"a".repeat(64)], 5);
+        assert_eq!(db.volume_users("hold").unwrap().len(), 3);
+        // Each change is counted.
+        let id = rows[0].id.clone();
+        let counted = db.set_container_state(&id, &rows[0].state).unwrap();
+        assert_eq!(db.set_container_spec(&id, &rows[0].spec).unwrap(), counted + 1);
+        db.rename_container(&id, &"three".parse().unwrap()).unwrap();
+        assert_eq!(db.container_revisions().unwrap()[id.as_str()], counted + 2);
+    }
+
+    #[test]
+    fn k05_rows_that_cannot_be_read_are_named_and_left_out() {
+        let scratch = tempfile::tempdir().unwrap();
+        let db = open(&scratch.path().join("state.db"));
+        for (id, name) in [('a', "one"), ('b', "two")] {
+            db.insert_container(&row(id, name)).unwrap();
+        }
+        db.write(|db| {
+            db.execute_batch(
+                "UPDATE containers SET spec = '' WHERE name = 'one';
+                 INSERT INTO volumes VALUES ('hold', '', 0, '[', '{}');
+                 INSERT INTO networks VALUES ('n', 'net', NULL, '{}');
+                 INSERT INTO endpoints VALUES ('n', 'c', 7, 0, '{}');
+                 INSERT INTO ports VALUES ('c', 'tcp', 'nowhere', 80, 7, 80);",
+            )?;
+            Ok(())
+        })
+        .unwrap();
+        let bad = db.unreadable(&["container", "image", "network", "volume"]).unwrap();
+        let kinds: Vec<&str> = bad.iter().map(|row| row.kind).collect();
+        // The image of these tests is no image of the grammar.
+        assert_eq!(kinds, ["container", "image", "network", "volume"]);
+        assert_eq!(db.containers().unwrap().0.len(), 1);
+        assert!(db.volumes().unwrap().is_empty() && db.networks().unwrap().is_empty());
+        assert!(db.images().unwrap().is_empty());
+        assert!(db.endpoints().unwrap().is_empty() && db.ports().unwrap().is_empty());
+        db.forget_unreadable_endpoints().unwrap();
+        assert_eq!(db.network_ids().unwrap(), ["n"], "it stays");
+        let left = db.write(|db| {
+            Ok(db.query_row(
+                "SELECT (SELECT count(*) FROM endpoints) + (SELECT count(*) FROM ports)",
+                [],
+                |row| row.get::<_, i64>(0),
+            )?)
+        });
+        assert_eq!(left.unwrap(), 0, "facts of runs do not");
     }
 
     #[test]

@@ -18,9 +18,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use knarr_model::{Digest, Platform, Reference, Workload};
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+use serde::{Deserialize, Serialize};
 
-use crate::{Db, Result};
+use crate::{Db, Result, Unreadable};
 
 pub(crate) const SCHEMA: &str = "
 CREATE TABLE images (
@@ -61,8 +62,20 @@ CREATE TABLE leases (
 ) STRICT;
 ";
 
+/// An image with all that its rows say: what is written beside its content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRecord {
+    /// The image, its names included.
+    pub image: ImageRow,
+    /// The blobs that it needs.
+    pub blobs: Vec<Digest>,
+    /// The number of the last change to it: changes to all images are counted
+    /// together, so that the last word about a name is known.
+    pub revision: u64,
+}
+
 /// One image.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageRow {
     /// The digest of its configuration; for a Wasm artifact, of its manifest.
     pub id: Digest,
@@ -133,9 +146,10 @@ impl Db {
             Workload::Native { .. } => None,
         };
         let id = image.id.to_string();
-        self.write_durable(|tx| {
+        self.write_new_durable(|tx| {
             tx.execute(
-                "INSERT INTO images VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10)
+                "INSERT INTO images (id, manifest, config, workload, module, reason, platform,
+                 size, created, stored) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10)
                  ON CONFLICT (id) DO UPDATE SET manifest = excluded.manifest,
                  workload = excluded.workload, module = excluded.module, reason = excluded.reason,
                  size = excluded.size, stored = excluded.stored",
@@ -167,7 +181,117 @@ impl Db {
             for name in image.tags.iter().chain(&image.digests) {
                 put_name(tx, name, &id)?;
             }
+            touch(tx, &id)?;
             tx.execute("DELETE FROM leases WHERE lease = ?1", [lease])?;
+            Ok(())
+        })
+    }
+
+    /// All that the rows say of an image.
+    ///
+    /// # Errors
+    /// When the database fails, or the row cannot be read.
+    pub fn image_record(&self, id: &Digest) -> Result<Option<ImageRecord>> {
+        let id = id.to_string();
+        self.read(|db| {
+            let Some(image) = one(db, "WHERE id = ?1", &id)? else { return Ok(None) };
+            let mut blobs =
+                db.prepare_cached("SELECT digest FROM image_blobs WHERE image = ?1 ORDER BY 1")?;
+            let blobs =
+                blobs.query_map([&id], |row| parsed(row, 0))?.collect::<rusqlite::Result<_>>()?;
+            let revision =
+                db.query_row("SELECT revision FROM images WHERE id = ?1", [&id], |row| row.get(0))?;
+            Ok(Some(ImageRecord { image, blobs, revision }))
+        })
+    }
+
+    /// The numbers of the last changes to all images, unreadable ones included.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn image_revisions(&self) -> Result<Vec<(Digest, u64)>> {
+        self.read(|db| {
+            let mut query = db.prepare_cached("SELECT id, revision FROM images ORDER BY id")?;
+            let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            let rows = rows.collect::<rusqlite::Result<Vec<(String, u64)>>>()?;
+            Ok(rows.into_iter().filter_map(|(id, n)| Some((id.parse().ok()?, n))).collect())
+        })
+    }
+
+    /// The names that an image has, whether its row can be read or not.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn image_names_of(&self, id: &Digest) -> Result<Vec<Reference>> {
+        self.read(|db| {
+            let mut query = db.prepare_cached(NAMES)?;
+            let rows = query.query_map([id.to_string()], |row| row.get::<_, String>(0))?;
+            let names = rows.collect::<rusqlite::Result<Vec<String>>>()?;
+            Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
+        })
+    }
+
+    /// Writes an image's rows as its record has them: its names are those of the
+    /// record, whoever had them before. Records come in the order of their
+    /// revisions.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn image_adopt(&self, record: &ImageRecord) -> Result<()> {
+        let ImageRecord { image, blobs, revision } = record;
+        let id = image.id.to_string();
+        let module = match &image.workload {
+            Workload::Wasm { module, .. } => Some(module.to_string()),
+            Workload::Native { .. } => None,
+        };
+        self.write(|tx| {
+            tx.execute(
+                "INSERT INTO images (id, manifest, config, workload, module, reason, platform, size,
+                 created, stored, revision) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11)
+                 ON CONFLICT (id) DO UPDATE SET manifest = excluded.manifest, config = excluded.config,
+                 workload = excluded.workload, module = excluded.module, reason = excluded.reason,
+                 platform = excluded.platform, size = excluded.size, created = excluded.created,
+                 stored = excluded.stored, revision = excluded.revision",
+                params![
+                    id,
+                    image.manifest.to_string(),
+                    image.config.to_string(),
+                    serde_json::to_string(&image.workload)?,
+                    module,
+                    image.reason,
+                    serde_json::to_string(&image.platform)?,
+                    image.size as i64,
+                    image.created,
+                    image.stored,
+                    revision,
+                ],
+            )?;
+            for table in ["image_layers", "image_blobs", "image_names"] {
+                tx.execute(&format!("DELETE FROM {table} WHERE image = ?1"), [&id])?;
+            }
+            for (position, layer) in image.layers.iter().enumerate() {
+                tx.execute(
+                    "INSERT INTO image_layers VALUES (?1, ?2, ?3)",
+                    params![id, position as i64, layer.to_string()],
+                )?;
+            }
+            for blob in blobs {
+                tx.execute(
+                    "INSERT OR IGNORE INTO image_blobs VALUES (?1, ?2)",
+                    params![id, blob.to_string()],
+                )?;
+            }
+            for name in image.tags.iter().chain(&image.digests) {
+                tx.execute(
+                    "INSERT OR REPLACE INTO image_names VALUES (?1, ?2)",
+                    params![name.to_string(), id],
+                )?;
+            }
+            tx.execute(
+                "INSERT INTO facts VALUES ('revision', ?1) ON CONFLICT (key) DO UPDATE
+                 SET value = max(CAST(value AS INTEGER), CAST(excluded.value AS INTEGER))",
+                [revision.to_string()],
+            )?;
             Ok(())
         })
     }
@@ -228,6 +352,7 @@ impl Db {
                 .optional()?;
             if known.is_some() {
                 put_name(tx, name, &id)?;
+                touch(tx, &id)?;
             }
             Ok(known.is_some())
         })
@@ -240,7 +365,9 @@ impl Db {
     pub fn image_unname(&self, names: &[Reference]) -> Result<()> {
         self.write_durable(|tx| {
             for name in names {
+                let owner = owner(tx, name)?;
                 tx.execute("DELETE FROM image_names WHERE name = ?1", [name.to_string()])?;
+                owner.map_or(Ok(()), |owner| touch(tx, &owner))?;
             }
             Ok(())
         })
@@ -271,7 +398,7 @@ impl Db {
     /// # Errors
     /// When the database fails.
     pub fn lease_add(&self, lease: &str, content: &[Content], expires: i64) -> Result<()> {
-        self.write(|tx| {
+        self.write_new(|tx| {
             for item in content {
                 let (kind, digest) = item.parts();
                 tx.execute(
@@ -351,7 +478,28 @@ impl Db {
     }
 }
 
-fn put_name(db: &Connection, name: &Reference, image: &str) -> Result<()> {
+/// The image that has a name.
+fn owner(db: &Connection, name: &Reference) -> Result<Option<String>> {
+    let mut query = db.prepare_cached("SELECT image FROM image_names WHERE name = ?1")?;
+    Ok(query.query_row([name.to_string()], |row| row.get(0)).optional()?)
+}
+
+/// Gives an image the next revision.
+fn touch(tx: &Transaction<'_>, image: &str) -> Result<()> {
+    let revision: i64 = tx.query_row(
+        "INSERT INTO facts VALUES ('revision', '1') ON CONFLICT (key) DO UPDATE
+         SET value = CAST(CAST(value AS INTEGER) + 1 AS TEXT) RETURNING CAST(value AS INTEGER)",
+        [],
+        |row| row.get(0),
+    )?;
+    tx.execute("UPDATE images SET revision = ?2 WHERE id = ?1", params![image, revision])?;
+    Ok(())
+}
+
+fn put_name(db: &Transaction<'_>, name: &Reference, image: &str) -> Result<()> {
+    if let Some(owner) = owner(db, name)?.filter(|owner| owner != image) {
+        touch(db, &owner)?;
+    }
     db.execute(
         "INSERT INTO image_names VALUES (?1, ?2)
          ON CONFLICT (name) DO UPDATE SET image = excluded.image",
@@ -386,40 +534,60 @@ fn many(
     condition: &str,
     values: &[&dyn rusqlite::ToSql],
 ) -> Result<Vec<ImageRow>> {
-    let mut statement = db.prepare_cached(&format!(
-        "SELECT id, manifest, config, workload, reason, platform, size, created, stored
-         FROM images {condition}"
-    ))?;
-    let mut layers =
-        db.prepare_cached("SELECT diff_id FROM image_layers WHERE image = ?1 ORDER BY position")?;
-    let mut names =
-        db.prepare_cached("SELECT name FROM image_names WHERE image = ?1 ORDER BY name")?;
+    let mut statement = db.prepare_cached(&format!("SELECT {COLUMNS} FROM images {condition}"))?;
+    let mut layers = db.prepare_cached(LAYERS)?;
+    let mut names = db.prepare_cached(NAMES)?;
     let mut rows = statement.query(values)?;
     let mut images = Vec::new();
     while let Some(row) = rows.next()? {
-        let id: Digest = parsed(row, 0)?;
-        let key = id.to_string();
-        let names: Vec<Reference> =
-            names.query_map([&key], |row| parsed(row, 0))?.collect::<rusqlite::Result<_>>()?;
-        let (digests, tags) = names.into_iter().partition(|name| name.digest().is_some());
-        images.push(ImageRow {
-            manifest: parsed(row, 1)?,
-            config: parsed(row, 2)?,
-            workload: serde_json::from_str(&row.get::<_, String>(3)?)?,
-            reason: row.get(4)?,
-            platform: serde_json::from_str(&row.get::<_, String>(5)?)?,
-            size: row.get::<_, i64>(6)?.max(0) as u64,
-            created: row.get(7)?,
-            stored: row.get(8)?,
-            layers: layers
-                .query_map([&key], |row| parsed(row, 0))?
-                .collect::<rusqlite::Result<_>>()?,
-            tags,
-            digests,
-            id,
-        });
+        // One that cannot be read is nobody's answer: see `unreadable`.
+        images.extend(parse(row, &mut layers, &mut names).ok());
     }
     Ok(images)
+}
+
+fn parse(
+    row: &Row<'_>,
+    layers: &mut rusqlite::Statement<'_>,
+    names: &mut rusqlite::Statement<'_>,
+) -> Result<ImageRow> {
+    let id: Digest = parsed(row, 0)?;
+    let key = id.to_string();
+    let names: Vec<Reference> =
+        names.query_map([&key], |row| parsed(row, 0))?.collect::<rusqlite::Result<_>>()?;
+    let (digests, tags) = names.into_iter().partition(|name| name.digest().is_some());
+    Ok(ImageRow {
+        manifest: parsed(row, 1)?,
+        config: parsed(row, 2)?,
+        workload: serde_json::from_str(&row.get::<_, String>(3)?)?,
+        reason: row.get(4)?,
+        platform: serde_json::from_str(&row.get::<_, String>(5)?)?,
+        size: row.get::<_, i64>(6)?.max(0) as u64,
+        created: row.get(7)?,
+        stored: row.get(8)?,
+        layers: layers.query_map([&key], |row| parsed(row, 0))?.collect::<rusqlite::Result<_>>()?,
+        tags,
+        digests,
+        id,
+    })
+}
+
+const COLUMNS: &str = "id, manifest, config, workload, reason, platform, size, created, stored";
+const LAYERS: &str = "SELECT diff_id FROM image_layers WHERE image = ?1 ORDER BY position";
+const NAMES: &str = "SELECT name FROM image_names WHERE image = ?1 ORDER BY name";
+
+pub(crate) fn unreadable(db: &Connection) -> Result<Vec<Unreadable>> {
+    let mut query = db.prepare(&format!("SELECT {COLUMNS} FROM images ORDER BY id"))?;
+    let (mut layers, mut names) = (db.prepare(LAYERS)?, db.prepare(NAMES)?);
+    let mut rows = query.query([])?;
+    let mut bad = Vec::new();
+    while let Some(row) = rows.next()? {
+        if let Err(error) = parse(row, &mut layers, &mut names) {
+            let key = row.get("id").unwrap_or_default();
+            bad.push(Unreadable { kind: "image", key, why: error.to_string() });
+        }
+    }
+    Ok(bad)
 }
 
 #[cfg(test)]
@@ -468,6 +636,34 @@ mod tests {
         assert!(db.image_remove(&digest(9)).unwrap());
         assert!(db.image(&digest(9)).unwrap().is_none());
         assert_eq!(db.content_named(0).unwrap().blobs, BTreeSet::from([digest(10)]));
+    }
+
+    #[test]
+    fn k08_the_last_word_about_a_name_holds() {
+        let directory = tempfile::tempdir().unwrap();
+        let db = Db::open(&directory.path().join("db")).unwrap();
+        db.image_put(&image(9, &["web:1", "web:2"]), &[digest(9)], "").unwrap();
+        db.image_put(&image(10, &["web:1"]), &[digest(10)], "").unwrap();
+        db.image_name(&"web:3".parse().unwrap(), &digest(9)).unwrap();
+        db.image_unname(&["web:2".parse().unwrap()]).unwrap();
+        let mut records: Vec<ImageRecord> =
+            [9, 10].iter().map(|byte| db.image_record(&digest(*byte)).unwrap().unwrap()).collect();
+        assert_eq!(records[0].image.tags, ["web:3".parse().unwrap()]);
+        records.sort_by_key(|record| record.revision);
+        assert_eq!(records[1].image.id, digest(9), "its names changed last");
+
+        let again = Db::open(&directory.path().join("again")).unwrap();
+        // One that knew a name for another image.
+        again.image_put(&image(9, &["web:1"]), &[], "").unwrap();
+        for record in &records {
+            again.image_adopt(record).unwrap();
+        }
+        for record in &records {
+            assert_eq!(again.image_record(&record.image.id).unwrap().as_ref(), Some(record));
+        }
+        again.image_name(&"web:4".parse().unwrap(), &digest(10)).unwrap();
+        let next = again.image_record(&digest(10)).unwrap().unwrap().revision;
+        assert!(next > records[1].revision, "it goes on counting");
     }
 
     #[test]

@@ -14,29 +14,45 @@
 //! in memory. Queries take tens of microseconds and are called directly from
 //! async code; only [`Db::write_durable`] waits for the disk.
 //!
+//! The database is an index. Each object has a record beside it ([`record`]),
+//! from which its rows are written again; nothing is deleted because there is
+//! no row of it.
+//!
 //! **How it fails.** A database of a newer schema is refused with both versions
-//! named. A killed process loses nothing that was committed; a power cut may
-//! lose what was committed by [`Db::write`] alone since the last durable write,
-//! never what [`Db::write_durable`] acknowledged.
+//! named; a damaged one is moved aside and a new one begun ([`Db::found`]). A
+//! row that cannot be read is left out of every list and named by
+//! [`Db::unreadable`]. A killed process loses nothing that was committed; a
+//! power cut may lose what was committed by [`Db::write`] alone since the last
+//! durable write, never what [`Db::write_durable`] acknowledged. On a full file
+//! system rows change and go, and none is added.
 
 #![forbid(unsafe_code)]
 
 pub mod containers;
 pub mod images;
 pub mod networks;
+mod open;
+pub mod record;
+mod unreadable;
 pub mod volumes;
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
+pub use open::{ASIDE, Found, aside};
+pub use unreadable::Unreadable;
+
 /// The database of one engine.
 #[derive(Debug)]
 pub struct Db {
-    connection: Mutex<Connection>,
+    /// None while it is dropped.
+    connection: Mutex<Option<Connection>>,
+    path: PathBuf,
+    found: Found,
 }
 
 /// Why a query failed.
@@ -48,6 +64,20 @@ pub enum Error {
     /// A column holds JSON that this version cannot read.
     #[error("state database: {0}")]
     Json(#[from] serde_json::Error),
+    /// It is no whole database of its version.
+    #[error("state database: {0}")]
+    Damaged(String),
+    /// A file of it cannot be used.
+    #[error("state database {}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The host's word.
+        source: std::io::Error,
+    },
+    /// Nothing new is written: the rest of the space is for removals.
+    #[error("no space left on device: {} has less than 1 MiB", .0.display())]
+    Full(PathBuf),
     /// Written by a later version of Knarr.
     #[error(
         "state database has schema {found}, this version knows {known}: it was written by a newer knarrd"
@@ -68,36 +98,81 @@ type Migration = &'static str;
 
 /// Append only: a released migration is never edited.
 const MIGRATIONS: &[Migration] =
-    &[images::SCHEMA, containers::SCHEMA, networks::SCHEMA, volumes::SCHEMA];
+    &[images::SCHEMA, containers::SCHEMA, networks::SCHEMA, volumes::SCHEMA, REVISIONS];
+
+/// A record that is newer than its row was written after the database was.
+const REVISIONS: Migration = "
+ALTER TABLE containers ADD COLUMN revision INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE images ADD COLUMN revision INTEGER NOT NULL DEFAULT 0;
+";
 
 impl Db {
-    /// Opens or creates the database and brings its schema up to date.
+    /// Opens or creates the database and brings its schema up to date. What is
+    /// no database, or a broken one, is moved aside first: see [`Db::found`].
     ///
     /// # Errors
     /// When the file cannot be used or was written by a newer version.
     pub fn open(path: &Path) -> Result<Self> {
-        let mut connection = Connection::open(path)?;
-        connection.pragma_update(None, "journal_mode", "wal")?;
-        connection.pragma_update(None, "synchronous", "normal")?;
-        connection.pragma_update(None, "foreign_keys", true)?;
-        migrate(&mut connection)?;
-        Ok(Self { connection: Mutex::new(connection) })
+        let (connection, found) = open::open(path)?;
+        Ok(Self { connection: Mutex::new(Some(connection)), path: path.to_owned(), found })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Connection> {
+    /// What was found where the database belongs.
+    pub fn found(&self) -> &Found {
+        &self.found
+    }
+
+    /// The directory that the database lies in: the data root.
+    pub fn directory(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new("."))
+    }
+
+    fn lock(&self) -> Held<'_> {
         // A panic in a query left no transaction open: it was rolled back.
-        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+        Held(self.connection.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Runs a query.
     pub(crate) fn read<T>(&self, query: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
-        query(&self.lock())
+        query(self.lock().connection()?)
     }
 
     /// Runs a change in a transaction. Survives the death of the process, not of the host.
     pub(crate) fn write<T>(&self, change: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
-        let mut connection = self.lock();
-        transact(&mut connection, change)
+        transact(self.lock().connection()?, change)
+    }
+
+    /// Runs a change that adds an object. It is refused where the file system is
+    /// nearly full: what is left is for removals.
+    pub(crate) fn write_new<T>(
+        &self,
+        change: impl FnOnce(&Transaction<'_>) -> Result<T>,
+    ) -> Result<T> {
+        self.check_space()?;
+        self.write(change)
+    }
+
+    /// [`Db::write_new`], and waits until the disk has it.
+    pub(crate) fn write_new_durable<T>(
+        &self,
+        change: impl FnOnce(&Transaction<'_>) -> Result<T>,
+    ) -> Result<T> {
+        self.check_space()?;
+        self.write_durable(change)
+    }
+
+    /// Whether something new may be written.
+    ///
+    /// # Errors
+    /// [`Error::Full`] where the file system is nearly full.
+    pub fn check_space(&self) -> Result<()> {
+        let directory = self.directory();
+        let space = rustix::fs::statvfs(directory)
+            .map_err(|e| Error::Io { path: directory.to_owned(), source: e.into() })?;
+        if space.f_bfree.saturating_mul(space.f_frsize) < open::LEAST_FREE {
+            return Err(Error::Full(directory.to_owned()));
+        }
+        Ok(())
     }
 
     /// Runs a change in a transaction and waits until the disk has it.
@@ -105,11 +180,30 @@ impl Db {
         &self,
         change: impl FnOnce(&Transaction<'_>) -> Result<T>,
     ) -> Result<T> {
-        let mut connection = self.lock();
+        let mut held = self.lock();
+        let connection = held.connection()?;
         connection.pragma_update(None, "synchronous", "full")?;
-        let outcome = transact(&mut connection, change);
+        let outcome = transact(connection, change);
         connection.pragma_update(None, "synchronous", "normal")?;
         outcome
+    }
+}
+
+impl Drop for Db {
+    fn drop(&mut self) {
+        let connection = self.connection.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(connection) = connection {
+            open::close(connection, &self.path);
+        }
+    }
+}
+
+/// The connection, while nobody else has it.
+struct Held<'a>(MutexGuard<'a, Option<Connection>>);
+
+impl Held<'_> {
+    fn connection(&mut self) -> Result<&mut Connection> {
+        self.0.as_mut().ok_or_else(|| Error::Damaged("it is closed".into()))
     }
 }
 

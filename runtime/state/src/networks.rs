@@ -11,10 +11,10 @@ use std::{
 };
 
 use knarr_model::{ContainerId, NetworkId, PortSpec, Subnet4, Transport};
-use rusqlite::{Connection, ErrorCode, Row, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 
-use crate::{Db, Error, Result};
+use crate::{Db, Error, Result, Unreadable};
 
 pub(crate) const SCHEMA: &str = "
 CREATE TABLE networks (
@@ -173,6 +173,149 @@ impl Db {
             Ok(db.execute("DELETE FROM networks WHERE id = ?", [id.as_str()])?)
         }))?;
         Ok(outcome == Inserted::Yes)
+    }
+
+    /// Writes a network's row as its record has it. Another network of that name
+    /// or bridge is no error but [`Inserted::Taken`].
+    ///
+    /// # Errors
+    /// Of the database.
+    pub fn adopt_network(&self, row: &NetworkRow) -> Result<Inserted> {
+        let data = serde_json::to_string(row)?;
+        unique(self.write(|db| {
+            Ok(db.execute(
+                "INSERT INTO networks (id, name, bridge, data) VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT (id) DO UPDATE SET name = excluded.name, bridge = excluded.bridge,
+                 data = excluded.data",
+                params![row.id.as_str(), row.name, row.bridge, data],
+            )?)
+        }))
+    }
+
+    /// Deletes the network of this name if its row cannot be read: for those that
+    /// are made anew.
+    ///
+    /// # Errors
+    /// Of the database.
+    pub fn delete_unreadable_network(&self, name: &str) -> Result<()> {
+        self.write(|db| {
+            let found: Option<(String, String)> = db
+                .query_row("SELECT id, data FROM networks WHERE name = ?", [name], |row| {
+                    Ok((row.get(0)?, row.get(1)?))
+                })
+                .optional()?;
+            if let Some((id, data)) = found
+                && serde_json::from_str::<NetworkRow>(&data).is_err()
+            {
+                db.execute("DELETE FROM endpoints WHERE network = ?", [&id])?;
+                db.execute("DELETE FROM networks WHERE id = ?", [&id])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// The ids of all networks, unreadable ones included.
+    ///
+    /// # Errors
+    /// Of the database.
+    pub fn network_ids(&self) -> Result<Vec<String>> {
+        self.read(|db| {
+            let mut query = db.prepare_cached("SELECT id FROM networks ORDER BY id")?;
+            let rows = query.query_map([], |row| row.get(0))?;
+            Ok(rows.collect::<rusqlite::Result<_>>()?)
+        })
+    }
+
+    /// Replaces a running container's endpoints and ports by what its bundle
+    /// says; those that others have meanwhile are left out.
+    ///
+    /// # Errors
+    /// Of the database.
+    pub fn adopt_endpoints(
+        &self,
+        container: &ContainerId,
+        endpoints: &[EndpointRow],
+        ports: &[PortRow],
+    ) -> Result<()> {
+        self.write(|db| {
+            let id = container.as_str();
+            db.execute("DELETE FROM endpoints WHERE container = ?1", [id])?;
+            db.execute("DELETE FROM ports WHERE container = ?1", [id])?;
+            for row in endpoints.iter().filter(|row| row.container == *container) {
+                db.execute(
+                    "INSERT OR IGNORE INTO endpoints (network, container, ipv4, ifindex, data)
+                     SELECT id, ?2, ?3, ?4, ?5 FROM networks WHERE id = ?1",
+                    params![
+                        row.network.as_str(),
+                        id,
+                        row.ipv4.map(Ipv4Addr::to_bits),
+                        row.index,
+                        serde_json::to_string(row)?
+                    ],
+                )?;
+            }
+            for row in ports.iter().filter(|row| row.container == *container) {
+                db.execute(
+                    "INSERT OR IGNORE INTO ports (container, transport, host_ip, host_port,
+                     container_ip, container_port) VALUES (?, ?, ?, ?, ?, ?)",
+                    params![
+                        id,
+                        word(row.port.transport),
+                        row.host_ip.to_string(),
+                        row.host_port,
+                        row.container_ip.to_bits(),
+                        row.port.port
+                    ],
+                )?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Deletes endpoints and ports that cannot be read: they are facts of a run,
+    /// and what still runs has them in its bundle.
+    ///
+    /// # Errors
+    /// Of the database.
+    pub fn forget_unreadable_endpoints(&self) -> Result<()> {
+        self.write(|db| {
+            let mut bad = Vec::new();
+            {
+                let mut query = db.prepare("SELECT network, container, data FROM endpoints")?;
+                let mut rows = query.query([])?;
+                while let Some(row) = rows.next()? {
+                    let data: String = row.get(2)?;
+                    if serde_json::from_str::<EndpointRow>(&data).is_err() {
+                        bad.push((row.get::<_, String>(0)?, row.get::<_, String>(1)?));
+                    }
+                }
+            }
+            for (network, container) in bad {
+                db.execute(
+                    "DELETE FROM endpoints WHERE network = ? AND container = ?",
+                    [network, container],
+                )?;
+            }
+            let mut bad = Vec::new();
+            {
+                let mut query = db.prepare("SELECT * FROM ports")?;
+                let mut rows = query.query([])?;
+                while let Some(row) = rows.next()? {
+                    if port_row(row).is_err() {
+                        let key: (String, String, u16) =
+                            (row.get("transport")?, row.get("host_ip")?, row.get("host_port")?);
+                        bad.push(key);
+                    }
+                }
+            }
+            for (transport, ip, port) in bad {
+                db.execute(
+                    "DELETE FROM ports WHERE transport = ? AND host_ip = ? AND host_port = ?",
+                    params![transport, ip, port],
+                )?;
+            }
+            Ok(())
+        })
     }
 
     /// All networks, by name.
@@ -376,8 +519,25 @@ fn json_rows<T: serde::de::DeserializeOwned>(
     params: impl rusqlite::Params,
 ) -> Result<Vec<T>> {
     let mut query = db.prepare_cached(query)?;
-    let rows = query.query_map(params, |row| row.get::<_, String>(0))?;
-    rows.map(|data| Ok(serde_json::from_str(&data?)?)).collect()
+    let mut rows = query.query(params)?;
+    let mut all = Vec::new();
+    while let Some(row) = rows.next()? {
+        // One that cannot be read is nobody's answer: see `unreadable`.
+        all.extend(serde_json::from_str(&row.get::<_, String>(0)?).ok());
+    }
+    Ok(all)
+}
+
+pub(crate) fn unreadable(db: &Connection) -> Result<Vec<Unreadable>> {
+    let mut query = db.prepare("SELECT id, data FROM networks ORDER BY id")?;
+    let mut rows = query.query([])?;
+    let mut bad = Vec::new();
+    while let Some(row) = rows.next()? {
+        if let Err(error) = serde_json::from_str::<NetworkRow>(&row.get::<_, String>(1)?) {
+            bad.push(Unreadable { kind: "network", key: row.get(0)?, why: error.to_string() });
+        }
+    }
+    Ok(bad)
 }
 
 fn word(transport: Transport) -> &'static str {
@@ -389,8 +549,12 @@ fn word(transport: Transport) -> &'static str {
 
 fn port_rows(db: &Connection, query: &str, params: impl rusqlite::Params) -> Result<Vec<PortRow>> {
     let mut query = db.prepare_cached(query)?;
-    let rows = query.query_map(params, port_row)?;
-    Ok(rows.collect::<rusqlite::Result<_>>()?)
+    let mut rows = query.query(params)?;
+    let mut all = Vec::new();
+    while let Some(row) = rows.next()? {
+        all.extend(port_row(row).ok());
+    }
+    Ok(all)
 }
 
 fn port_row(row: &Row<'_>) -> rusqlite::Result<PortRow> {

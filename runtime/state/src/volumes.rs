@@ -1,16 +1,17 @@
 //! Volumes and who uses them.
 //!
 //! A row is written after the volume's directory exists durably and deleted
-//! before the directory is removed; a directory that no row names is what a
-//! crash left behind. A use is a row with foreign keys to both sides: a volume
-//! in use cannot be deleted, and a container's uses go with its row.
+//! after the directory has the name of a removed one. A use is a row with
+//! foreign keys to both sides: a volume in use cannot be deleted, and a
+//! container's uses go with its row.
 
 use std::collections::BTreeMap;
 
 use knarr_model::{ContainerId, Name};
 use rusqlite::{Connection, OptionalExtension, Row, params};
+use serde::{Deserialize, Serialize};
 
-use crate::{Db, Result};
+use crate::{Db, Result, Unreadable};
 
 pub(crate) const SCHEMA: &str = "
 CREATE TABLE volumes (
@@ -30,7 +31,7 @@ CREATE INDEX volume_uses_container ON volume_uses(container);
 ";
 
 /// One volume.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeRow {
     /// Its name, unique.
     pub name: Name,
@@ -64,7 +65,7 @@ impl Db {
     pub fn insert_volume(&self, row: &VolumeRow) -> Result<(VolumeRow, bool)> {
         let labels = serde_json::to_string(&row.labels)?;
         let options = serde_json::to_string(&row.options)?;
-        self.write_durable(|db| {
+        self.write_new_durable(|db| {
             if let Some(there) = find(db, row.name.as_str())? {
                 return Ok((there, false));
             }
@@ -80,6 +81,25 @@ impl Db {
                 options
             ])?;
             Ok((row.clone(), true))
+        })
+    }
+
+    /// Writes a volume's row as its record, or what is left of it, has it.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub fn adopt_volume(&self, row: &VolumeRow) -> Result<()> {
+        let labels = serde_json::to_string(&row.labels)?;
+        let options = serde_json::to_string(&row.options)?;
+        self.write(|db| {
+            db.execute(
+                "INSERT INTO volumes (name, created, anonymous, labels, options)
+                 VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (name) DO UPDATE SET
+                 created = excluded.created, anonymous = excluded.anonymous,
+                 labels = excluded.labels, options = excluded.options",
+                params![row.name.as_str(), row.created, row.anonymous, labels, options],
+            )?;
+            Ok(())
         })
     }
 
@@ -101,7 +121,8 @@ impl Db {
             let mut rows = query.query([])?;
             let mut all = Vec::new();
             while let Some(row) = rows.next()? {
-                all.push(parse(row)?);
+                // One that cannot be read is nobody's answer: see `unreadable`.
+                all.extend(parse(row).ok());
             }
             Ok(all)
         })
@@ -191,9 +212,22 @@ fn used_by(db: &Connection, container: &ContainerId) -> Result<Vec<VolumeRow>> {
     let mut rows = query.query([container.as_str()])?;
     let mut all = Vec::new();
     while let Some(row) = rows.next()? {
-        all.push(parse(row)?);
+        all.extend(parse(row).ok());
     }
     Ok(all)
+}
+
+pub(crate) fn unreadable(db: &Connection) -> Result<Vec<Unreadable>> {
+    let mut query = db.prepare("SELECT * FROM volumes ORDER BY name")?;
+    let mut rows = query.query([])?;
+    let mut bad = Vec::new();
+    while let Some(row) = rows.next()? {
+        if let Err(error) = parse(row) {
+            let key = row.get("name").unwrap_or_default();
+            bad.push(Unreadable { kind: "volume", key, why: error.to_string() });
+        }
+    }
+    Ok(bad)
 }
 
 fn parse(row: &Row<'_>) -> Result<VolumeRow> {

@@ -301,6 +301,18 @@ impl Store {
         Ok(bytes)
     }
 
+    /// All blobs of at most so many bytes: documents, where that is little.
+    ///
+    /// # Errors
+    /// When the host fails.
+    pub fn blobs_up_to(&self, bytes: u64) -> Result<Vec<Digest>> {
+        let path = self.root().join("blobs/sha256");
+        let small = |entry: &std::fs::DirEntry| entry.metadata().is_ok_and(|m| m.len() <= bytes);
+        let entries = std::fs::read_dir(&path).map_err(Error::io("read", &path))?.flatten();
+        let digest = |name: std::ffi::OsString| format!("sha256:{}", name.to_str()?).parse().ok();
+        Ok(entries.filter(small).filter_map(|entry| digest(entry.file_name())).collect())
+    }
+
     /// Bytes of a blob.
     ///
     /// # Errors

@@ -4,12 +4,13 @@
 //!   <data root>/
 //!     blobs/sha256/<hex>          whole and verified, or not there at all
 //!     ingest/<hex>                a blob on its way; survives a crash and goes on
-//!     ingest/layer-<random>/      a layer on its way; swept when the store opens
-//!     ingest/trash-<random>/      something being deleted; swept likewise
+//!     ingest/layer-<unique>/      a layer on its way; swept at the next start
+//!     ingest/trash-<unique>/      something being deleted; swept likewise
 //!     layers/<diff id>/fs         an unpacked layer in overlayfs' terms
 //!     layers/<diff id>/layer.json what it weighs
 //!     empty/                      the lower directory of images without layers
 //!     containers/<id>/{upper,work}  the writable layer of a container
+//!     containers/<id>.removed       it is to be deleted where it is
 //!     wasm/<fingerprint>/<hex>.cwasm  compiled code, written by the image room
 //!     wasm/host                     whose fingerprint it is, for programs that live shortly
 //! ```
@@ -20,6 +21,8 @@
 //!
 //! The store knows nothing of images: who needs what is told to
 //! [`Store::sweep`] by its caller, who also keeps sweeps and new claims apart.
+//! A container's directory is deleted only after it has the name of something
+//! removed, or a mark that says so beside it.
 //!
 //! **How it fails.** [`Error`] says whose fault it was: the content's (a wrong
 //! digest, a hostile archive) or the host's (I/O, no space). Content errors
@@ -76,7 +79,8 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens or makes the store below `data_root` and removes what a crash left half done.
+    /// Opens or makes the store below `data_root`. What a crash left half done is
+    /// removed by [`Store::sweep_temporary`].
     ///
     /// The caller makes sure that no other process uses the same directory.
     ///
@@ -94,12 +98,10 @@ impl Store {
             ingest: make("ingest")?,
             layers: make("layers")?,
             worker: None,
-
             writing: std::sync::Mutex::default(),
         };
         make("containers")?;
         make("empty")?;
-        store.sweep_temporary()?;
         Ok(store)
     }
 
@@ -135,9 +137,19 @@ fn flush_directory(directory: impl AsFd, path: &Path) -> Result<()> {
     rustix::fs::fsync(directory).map_err(|e| Error::io("flush", path)(e.into()))
 }
 
-/// A name that nothing else under `ingest/` has: the store has one owner process.
+/// A name that nothing else under `ingest/` has, what an earlier process could
+/// not delete included: the store has one owner process at a time.
 fn unique() -> String {
-    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
-    let next = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    format!("{}-{next}", std::process::id())
+    use std::{
+        sync::{
+            OnceLock,
+            atomic::{AtomicU64, Ordering},
+        },
+        time::{SystemTime, UNIX_EPOCH},
+    };
+    static BEGUN: OnceLock<u128> = OnceLock::new();
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let begun = BEGUN
+        .get_or_init(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos()));
+    format!("{}-{begun:x}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }

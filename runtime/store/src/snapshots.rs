@@ -10,7 +10,9 @@
 //! mounts inside the container's own mount namespace, where it vanishes with it.
 //!
 //! **How it fails.** `remove` of what is not there is success. A removal that is
-//! interrupted leaves the directory under `ingest/trash-…`, swept at the next open.
+//! interrupted leaves the directory under `ingest/trash-…`, swept at the next
+//! start. A directory that cannot be renamed (it is immutable, or something is
+//! mounted on it) is marked by `containers/<id>.removed` and deleted in its place.
 
 use std::{
     collections::HashSet,
@@ -21,6 +23,11 @@ use std::{
 use knarr_model::{ContainerId, Digest};
 
 use crate::{Error, Result, Store, remove_tree};
+
+/// With what the names of removed things begin.
+pub(crate) const TRASH: &str = "trash-";
+/// What marks a container's directory that is removed and still in its place.
+const REMOVED: &str = ".removed";
 
 /// The overlay of one container, as paths.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,7 +134,7 @@ impl Store {
     /// When the host fails.
     pub fn remove_snapshot(&self, id: &ContainerId) -> Result<()> {
         match self.retire_snapshot(id)? {
-            Some(trash) => remove_tree(&trash),
+            Some(retired) => self.delete_retired(&retired),
             None => Ok(()),
         }
     }
@@ -138,15 +145,26 @@ impl Store {
     /// # Errors
     /// When the host fails.
     pub fn retire_snapshot(&self, id: &ContainerId) -> Result<Option<PathBuf>> {
-        self.retire(&self.container_path(id))
+        let path = self.container_path(id);
+        self.retire(&path).or_else(|error| {
+            std::fs::write(mark(&path), "").map_err(|_| error)?;
+            Ok(Some(path))
+        })
     }
 
-    /// The second half: deletes. Interrupted, it is finished at the next open.
+    /// The second half: deletes. Interrupted, it is finished at the next start.
     ///
     /// # Errors
     /// When the host fails.
     pub fn delete_retired(&self, retired: &Path) -> Result<()> {
-        remove_tree(retired)
+        remove_tree(retired)?;
+        let mark = mark(retired);
+        match std::fs::remove_file(&mark) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io("remove", &mark)(e))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// What a container wrote. Walks its upper directory.
@@ -159,23 +177,44 @@ impl Store {
         Ok(Usage { bytes: usage.disk, inodes: usage.inodes })
     }
 
-    /// The ids of all containers that have a directory here, for reconciling.
+    /// The ids of all containers that have a directory here, for reconciling;
+    /// without those that are removed.
     ///
     /// # Errors
     /// When the host fails.
     pub fn snapshots(&self) -> Result<Vec<ContainerId>> {
+        let removed = self.removed_snapshots()?;
+        let mut all = self.named_snapshots("")?;
+        all.retain(|id| !removed.contains(id));
+        Ok(all)
+    }
+
+    /// The ids of the containers whose directories are marked as removed.
+    pub(crate) fn removed_snapshots(&self) -> Result<Vec<ContainerId>> {
+        self.named_snapshots(REMOVED)
+    }
+
+    fn named_snapshots(&self, suffix: &str) -> Result<Vec<ContainerId>> {
         let path = self.root().join("containers");
         let entries = std::fs::read_dir(&path).map_err(Error::io("read", &path))?;
-        Ok(entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect())
+        let id = |name: &str| name.strip_suffix(suffix)?.parse().ok();
+        Ok(entries.flatten().filter_map(|entry| id(entry.file_name().to_str()?)).collect())
     }
 
     /// Renames something into the trash.
     pub(crate) fn retire(&self, path: &Path) -> Result<Option<PathBuf>> {
-        let trash = self.ingest_path(&format!("trash-{}", crate::unique()));
+        let trash = self.ingest_path(&format!("{TRASH}{}", crate::unique()));
         match std::fs::rename(path, &trash) {
             Ok(()) => Ok(Some(trash)),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(Error::io("remove", path)(e)),
         }
     }
+}
+
+/// The file that says of a directory that it is removed.
+fn mark(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(REMOVED);
+    name.into()
 }

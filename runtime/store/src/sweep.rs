@@ -3,10 +3,12 @@
 //! The caller says what is named, and makes sure that nobody names anything
 //! new while this runs. Names disappear first (renamed away), deletion follows.
 //!
-//! **How it fails.** It goes on after a failure and reports the first.
+//! **How it fails.** It goes on after a failure and reports them all: what
+//! cannot be deleted today keeps nothing from working, and is tried again.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs::DirEntry,
     path::{Path, PathBuf},
     sync::PoisonError,
     time::Duration,
@@ -14,7 +16,7 @@ use std::{
 
 use knarr_model::Digest;
 
-use crate::{Error, Result, Store, remove_tree};
+use crate::{Error, Result, Store, remove_tree, snapshots::TRASH};
 
 /// Partial blobs that nobody touched for so long are given up.
 const PARTIAL_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -31,7 +33,7 @@ pub struct Keep {
 }
 
 /// What a sweep took away.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub struct Swept {
     /// Blobs that are gone.
     pub blobs: Vec<Digest>,
@@ -41,6 +43,8 @@ pub struct Swept {
     pub bytes: u64,
     /// Trees still to delete with [`Store::delete_retired`], outside of any lock.
     pub retired: Vec<PathBuf>,
+    /// What stays although nothing names it.
+    pub failed: Vec<Error>,
 }
 
 impl Store {
@@ -52,25 +56,28 @@ impl Store {
     pub fn sweep(&self, keep: &Keep) -> Result<Swept> {
         let mut swept = Swept::default();
         for (digest, path) in named_by_digest(&self.root().join("blobs/sha256"), "")? {
-            if !keep.blobs.contains(&digest) {
-                swept.bytes += path.metadata().map_or(0, |m| m.len());
-                std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+            if !keep.blobs.contains(&digest) && swept.remove_file(&path) {
                 swept.blobs.push(digest);
             }
         }
         for (digest, path) in named_by_digest(&self.root().join("layers"), "")? {
             if !keep.layers.contains(&digest) {
-                swept.bytes += self.layer_info(&digest).map_or(0, |info| info.size);
-                swept.retired.extend(self.retire(&path)?);
-                swept.layers.push(digest);
+                let bytes = self.layer_info(&digest).map_or(0, |info| info.size);
+                match self.retire(&path) {
+                    Ok(retired) => {
+                        swept.bytes += bytes;
+                        swept.retired.extend(retired);
+                        swept.layers.push(digest);
+                    }
+                    Err(error) => swept.failed.push(error),
+                }
             }
         }
         if let Ok(hosts) = std::fs::read_dir(self.root().join("wasm")) {
             for host in hosts.flatten() {
                 for (digest, path) in named_by_digest(&host.path(), ".cwasm").unwrap_or_default() {
                     if !keep.modules.contains(&digest) {
-                        swept.bytes += path.metadata().map_or(0, |m| m.len());
-                        std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+                        swept.remove_file(&path);
                     }
                 }
             }
@@ -102,7 +109,8 @@ impl Store {
         }
         for entry in std::fs::read_dir(&path).map_err(Error::io("read", &path))?.flatten() {
             if entry.file_name().as_encoded_bytes().starts_with(b"trash-") {
-                outcome = outcome.and(remove_tree(&entry.path()));
+                // What still stays is told by whoever takes care of it.
+                let _ = remove_tree(&entry.path());
             }
         }
         outcome.map(|()| bytes)
@@ -142,21 +150,61 @@ impl Store {
         Ok(knarr_tree::usage(&path).map_err(Error::io("count", &path))?.disk)
     }
 
-    /// Removes what only a crash can have left, and partial blobs that nobody wants.
-    pub(crate) fn sweep_temporary(&self) -> Result<()> {
-        let path = self.root().join("ingest");
-        for entry in std::fs::read_dir(&path).map_err(Error::io("read", &path))?.flatten() {
-            let name = entry.file_name();
-            let partial = name.to_str().is_some_and(|n| n.len() == 64);
+    /// Removes what only a crash can have left, and partial blobs that nobody
+    /// wants. For the start, before anything comes into the store. Answers what
+    /// stays.
+    pub fn sweep_temporary(&self) -> Vec<Error> {
+        self.sweep_ingest(|entry, name| {
+            let partial = name.len() == 64;
             let old = || {
                 let modified = entry.metadata().and_then(|m| m.modified());
                 modified.is_ok_and(|m| m.elapsed().is_ok_and(|age| age > PARTIAL_LIFE))
             };
-            if !partial || old() {
-                remove_tree(&entry.path())?;
+            !partial || old()
+        })
+    }
+
+    /// Tries again to delete what was removed and stayed, at any time. Answers
+    /// what still stays.
+    pub fn sweep_removed(&self) -> Vec<Error> {
+        self.sweep_ingest(|_, name| name.starts_with(TRASH))
+    }
+
+    /// Deletes entries of `ingest/`, and what is marked as removed.
+    fn sweep_ingest(&self, wanted: impl Fn(&DirEntry, &str) -> bool) -> Vec<Error> {
+        let path = self.root().join("ingest");
+        let mut failed = Vec::new();
+        match std::fs::read_dir(&path) {
+            Err(error) => failed.push(Error::io("read", &path)(error)),
+            Ok(entries) => {
+                for entry in entries.flatten() {
+                    if wanted(&entry, &entry.file_name().to_string_lossy()) {
+                        failed.extend(remove_tree(&entry.path()).err());
+                    }
+                }
             }
         }
-        Ok(())
+        match self.removed_snapshots() {
+            Err(error) => failed.push(error),
+            Ok(removed) => {
+                for id in removed {
+                    failed.extend(self.delete_retired(&self.container_path(&id)).err());
+                }
+            }
+        }
+        failed
+    }
+}
+
+impl Swept {
+    /// Removes a file and counts it; true where it is gone.
+    fn remove_file(&mut self, path: &Path) -> bool {
+        let bytes = path.metadata().map_or(0, |m| m.len());
+        match std::fs::remove_file(path) {
+            Ok(()) => self.bytes += bytes,
+            Err(error) => self.failed.push(Error::io("remove", path)(error)),
+        }
+        !path.exists()
     }
 }
 

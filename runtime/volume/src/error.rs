@@ -56,6 +56,9 @@ pub enum Error {
     /// The database.
     #[error(transparent)]
     State(#[from] knarr_state::Error),
+    /// A volume's record.
+    #[error("volume: {0}")]
+    Record(#[from] knarr_state::record::Error),
 }
 
 /// The containers that use a volume, joined as Docker shows them.
@@ -89,7 +92,7 @@ impl Kinded for Error {
             Self::NotFound(_) | Self::Driver(_) => ErrorKind::NotFound,
             Self::Name(_) | Self::Option(_) | Self::Subpath { .. } => ErrorKind::InvalidArgument,
             Self::Differs(_) | Self::InUse { .. } => ErrorKind::Conflict,
-            Self::Io { .. } | Self::State(_) => ErrorKind::Internal,
+            Self::Io { .. } | Self::State(_) | Self::Record(_) => ErrorKind::Internal,
         }
     }
 }

@@ -3,15 +3,18 @@
 //! ```text
 //!   <data-root>/volumes/          0711
 //!     <name>/                     0711
+//!       volume.json               0600   the volume's record
 //!       _data/                    0755   what containers see
 //!       .fill/    a copy-up in progress: discarded when found
 //!       .filled/  a complete copy-up on its way into _data: finished when found
+//!     .removed-<number>-<name>/   a removed volume that is being deleted
 //! ```
 //!
-//! **Life.** Directory first and durable, then the row; on removal the row
-//! first, then the directory: a row always has its directory, and a directory
-//! without a row is swept by [`Volumes::open`]. A use is a row with foreign
-//! keys ([`Volumes::attach`]); a volume in use is never removed.
+//! **Life.** Directory first and durable, then the row, then the record; on
+//! removal the directory is given the name of a removed one, then the row goes,
+//! then the directory. A directory without a row is adopted ([`Volumes::adopt`]), never
+//! deleted. A use is a row with foreign keys ([`Volumes::attach`]); a volume in
+//! use is never removed.
 //!
 //! **How it fails.** Every verb is idempotent. A name outside the grammar
 //! never becomes a path. Copy-up follows no link, neither in the image nor in
@@ -19,12 +22,13 @@
 
 #![forbid(unsafe_code)]
 
+mod adopt;
 mod copy;
 mod error;
 mod view;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     fs::{self, DirBuilder, File},
     io::{self, Read},
     os::{
@@ -32,12 +36,12 @@ use std::{
         unix::fs::{DirBuilderExt, PermissionsExt},
     },
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
 use knarr_model::{ContainerId, Name};
 use knarr_state::{
-    Db,
+    Db, record,
     volumes::{VolumeRemoval, VolumeRow},
 };
 
@@ -95,33 +99,19 @@ pub struct Volumes {
     db: Arc<Db>,
     /// One copy-up at a time a volume; the second finds it full.
     filling: Mutex<HashMap<Name, Arc<Mutex<()>>>>,
+    /// Read: making or using a volume. Written: taking one away.
+    changes: RwLock<()>,
 }
 
 impl Volumes {
-    /// Opens the volumes below `data_root` and removes directories that a
-    /// crash left without a row.
+    /// Opens the volumes below `data_root`. Call [`Volumes::adopt`] next.
     ///
     /// # Errors
-    /// When the directory or the database cannot be used.
+    /// When the directory cannot be made.
     pub fn open(data_root: &Path, db: Arc<Db>) -> Result<Self> {
         let root = data_root.join("volumes");
         make_dir(&root, 0o711)?;
-        let volumes = Self { root, db, filling: Mutex::default() };
-        volumes.sweep()?;
-        Ok(volumes)
-    }
-
-    fn sweep(&self) -> Result<()> {
-        let known: BTreeSet<String> =
-            self.db.volumes()?.into_iter().map(|row| row.name.to_string()).collect();
-        for entry in at(&self.root, fs::read_dir(&self.root))? {
-            let entry = at(&self.root, entry)?;
-            let stranger = entry.file_name().to_str().is_none_or(|name| !known.contains(name));
-            if stranger && let Err(error) = remove_tree(&entry.path()) {
-                tracing::warn!(path = %entry.path().display(), %error, "volume without a row stays");
-            }
-        }
-        Ok(())
+        Ok(Self { root, db, filling: Mutex::default(), changes: RwLock::default() })
     }
 
     /// Creates a volume, or answers the one that has the name already, as
@@ -141,14 +131,12 @@ impl Volumes {
             None | Some("") => (random_name()?, true),
             Some(name) => (parse_name(name)?, false),
         };
+        let _changes = self.changes.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(row) = self.db.volume(name.as_str())? {
             return self.same(row, request);
         }
+        self.db.check_space()?;
         let dir = self.root.join(name.as_str());
-        make_dir(&dir, 0o711)?;
-        make_dir(&dir.join(DATA), 0o755)?;
-        sync_dir(&dir)?;
-        sync_dir(&self.root)?;
         let row = VolumeRow {
             name,
             created: jiff::Timestamp::now().to_string(),
@@ -156,8 +144,19 @@ impl Volumes {
             labels: request.labels.clone(),
             options: request.options.clone(),
         };
+        make_dir(&dir, 0o711)?;
+        make_dir(&dir.join(DATA), 0o755)?;
+        sync_dir(&dir)?;
+        sync_dir(&self.root)?;
         let (row, ours) = self.db.insert_volume(&row)?;
-        if ours { Ok(self.volume(row)) } else { self.same(row, request) }
+        if !ours {
+            return self.same(row, request);
+        }
+        // The row is durable, and the next start writes what is not written here.
+        if let Err(error) = record::write(&dir.join(adopt::RECORD), adopt::KIND, &row) {
+            tracing::warn!(%error, "no record of a volume");
+        }
+        Ok(self.volume(row))
     }
 
     fn same(&self, row: VolumeRow, request: &CreateVolume) -> Result<Volume> {
@@ -185,25 +184,47 @@ impl Volumes {
     }
 
     /// Removes a volume and what it holds. With `force` a missing one is fine.
+    /// What cannot be deleted of it has lost its name and is tried again
+    /// ([`Volumes::finish_removals`]).
     ///
     /// # Errors
     /// `Conflict` when a container uses it, running or not; `NotFound`.
     pub fn remove(&self, name: &str, force: bool) -> Result<()> {
-        match self.db.delete_volume(name)? {
-            VolumeRemoval::Removed => self.remove_dir(name),
-            VolumeRemoval::Missing if force => Ok(()),
-            VolumeRemoval::Missing => Err(Error::NotFound(name.to_owned())),
-            VolumeRemoval::InUse(users) => {
-                Err(Error::InUse { name: name.to_owned(), users: users.into() })
+        let missing = |name: &str| {
+            if force { Ok(()) } else { Err(Error::NotFound(name.to_owned())) }
+        };
+        // What is no name is no volume's.
+        let Ok(parsed) = parse_name(name) else { return missing(name) };
+        let retired = {
+            let _changes = self.changes.write().unwrap_or_else(PoisonError::into_inner);
+            if self.db.volume(name)?.is_none() {
+                return missing(name);
             }
+            let in_use = |users: Vec<ContainerId>| Error::InUse {
+                name: name.to_owned(),
+                users: users.into(),
+            };
+            let users = self.db.volume_users(name)?;
+            if !users.is_empty() {
+                return Err(in_use(users));
+            }
+            let retired = self.retire(&parsed)?;
+            let outcome = match self.db.delete_volume(name) {
+                Ok(VolumeRemoval::Removed | VolumeRemoval::Missing) => Ok(()),
+                Ok(VolumeRemoval::InUse(users)) => Err(in_use(users)),
+                Err(error) => Err(error.into()),
+            };
+            if let Err(error) = outcome {
+                let _ = fs::rename(&retired, self.root.join(name));
+                return Err(error);
+            }
+            retired
+        };
+        self.filling.lock().unwrap_or_else(PoisonError::into_inner).remove(&parsed);
+        if let Err(error) = remove_tree(&retired) {
+            tracing::warn!(%error, volume = name, "a removed volume is not deleted yet");
         }
-    }
-
-    fn remove_dir(&self, name: &str) -> Result<()> {
-        // The name came out of a row, so it passed the grammar once.
-        let name = parse_name(name)?;
-        self.filling.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
-        remove_tree(&self.root.join(name.as_str()))
+        Ok(())
     }
 
     /// Removes the unused volumes that `wanted` picks: Docker's default picks
@@ -236,6 +257,7 @@ impl Volumes {
     /// # Errors
     /// When there is no such volume or container.
     pub fn attach(&self, volume: &str, container: &ContainerId) -> Result<()> {
+        let _changes = self.changes.read().unwrap_or_else(PoisonError::into_inner);
         Ok(self.db.use_volume(volume, container)?)
     }
 
@@ -281,7 +303,9 @@ impl Volumes {
         let volume = self.inspect(name)?;
         // With what an interrupted copy-up left beside its data.
         let dir = self.root.join(volume.name.as_str());
-        Ok(at(&dir, knarr_tree::usage(&dir))?.length)
+        let all = at(&dir, knarr_tree::usage(&dir))?.length;
+        // Its record is not its user's.
+        Ok(all.saturating_sub(fs::metadata(dir.join(adopt::RECORD)).map_or(0, |m| m.len())))
     }
 
     /// Fills an empty volume with what the image has where it is mounted:

@@ -157,15 +157,84 @@ fn v08_only_anonymous_volumes_go_with_their_container() {
     assert!(f.volumes.attach("nope", &two).is_err(), "a use names a volume that is there");
 }
 
+/// The volumes again, over a database of that name.
+fn reopened(f: Fixture, database: &str) -> (Fixture, Vec<String>) {
+    let Fixture { volumes, db, dir } = f;
+    drop((volumes, db));
+    let db = Arc::new(Db::open(&dir.path().join(database)).unwrap());
+    let volumes = Volumes::open(dir.path(), db.clone()).unwrap();
+    let mut notices = volumes.adopt().unwrap();
+    notices.extend(volumes.settle().unwrap());
+    (Fixture { volumes, db, dir }, notices)
+}
+
 #[test]
-fn what_a_crash_left_without_a_row_is_swept() {
+fn k08_volumes_that_the_database_does_not_know_are_adopted() {
     let f = fixture();
-    f.volumes.create(&named("data")).unwrap();
-    fs::create_dir_all(f.dir.path().join("volumes/lost/_data/x")).unwrap();
-    drop(f.volumes);
-    let again = Volumes::open(f.dir.path(), f.db).unwrap();
-    assert!(!f.dir.path().join("volumes/lost").exists());
-    assert!(again.inspect("data").unwrap().mountpoint.is_dir());
+    let mut labelled = named("data");
+    labelled.labels.insert("of".into(), "me".into());
+    let data = f.volumes.create(&labelled).unwrap();
+    fs::write(data.mountpoint.join("file"), "kept").unwrap();
+    let anonymous = f.volumes.create(&CreateVolume::default()).unwrap();
+    for name in ["bare", "broken"] {
+        let volume = f.volumes.create(&named(name)).unwrap();
+        fs::write(volume.mountpoint.join("file"), "kept").unwrap();
+    }
+    let root = f.dir.path().join("volumes");
+    fs::remove_file(root.join("bare/volume.json")).unwrap();
+    fs::write(root.join("broken/volume.json"), "{").unwrap();
+    // What a `create` had come to when it was killed, and what is no volume.
+    fs::create_dir_all(root.join("begun/_data")).unwrap();
+    fs::create_dir_all(root.join("-odd/_data")).unwrap();
+    fs::write(root.join("a-file"), "").unwrap();
+
+    let (f, notices) = reopened(f, "another.db");
+    assert_eq!(f.volumes.inspect("data").unwrap(), data);
+    assert_eq!(f.volumes.inspect(anonymous.name.as_str()).unwrap(), anonymous);
+    for name in ["data", "bare", "broken"] {
+        let volume = f.volumes.inspect(name).unwrap();
+        assert_eq!(fs::read_to_string(volume.mountpoint.join("file")).unwrap(), "kept", "{name}");
+        assert!(!volume.anonymous, "{name}");
+    }
+    assert_eq!(f.volumes.list().unwrap().len(), 4);
+    let said = |name: &str| notices.iter().any(|notice| notice.contains(name));
+    assert!(said("bare") && said("broken") && !said("data"), "{notices:?}");
+    assert!(!root.join("begun").exists(), "nothing was in it");
+    assert!(root.join("-odd/_data").exists() && root.join("a-file").exists());
+
+    // The first database again: what it knew and is still there, and what came since.
+    f.volumes.remove("bare", false).unwrap();
+    f.volumes.create(&named("later")).unwrap();
+    let (f, _) = reopened(f, "state.db");
+    let names: Vec<String> = f.volumes.list().unwrap().iter().map(|v| v.name.to_string()).collect();
+    assert_eq!(names.len(), 4, "{names:?}");
+    assert!(names.contains(&"later".into()) && !names.contains(&"bare".into()), "{names:?}");
+}
+
+#[test]
+fn k09_a_removed_volume_that_stays_is_no_volume() {
+    let f = fixture();
+    let volume = f.volumes.create(&named("data")).unwrap();
+    fs::write(volume.mountpoint.join("old"), "").unwrap();
+    // As if the daemon had been killed between the directory and the row.
+    let retired = f.volumes.retire(&volume.name).unwrap();
+    let (f, _) = reopened(f, "state.db");
+    assert!(!retired.exists());
+    assert!(f.volumes.inspect("data").is_err());
+    assert_eq!(fs::read_dir(f.dir.path().join("volumes")).unwrap().count(), 0);
+}
+
+#[test]
+fn k08_a_used_volume_without_a_directory_gets_an_empty_one() {
+    let f = fixture();
+    let one = container(&f.db, 1);
+    let volume = f.volumes.create(&named("data")).unwrap();
+    f.volumes.attach("data", &one).unwrap();
+    fs::remove_dir_all(f.dir.path().join("volumes/data")).unwrap();
+    let (f, notices) = reopened(f, "state.db");
+    assert!(volume.mountpoint.is_dir());
+    assert_eq!(notices.len(), 1, "{notices:?}");
+    assert_eq!(f.volumes.users("data").unwrap(), [one]);
 }
 
 /// A tree with everything in it, and a canary outside it that links point to.
@@ -241,7 +310,7 @@ fn v07_fifty_first_users_fill_a_volume_once() {
             });
         }
     });
-    assert_eq!(fs::read_dir(data.parent().unwrap()).unwrap().count(), 1);
+    assert_eq!(fs::read_dir(data.parent().unwrap()).unwrap().count(), 2, "data and record");
 }
 
 #[test]
@@ -368,5 +437,5 @@ fn v07_what_an_interrupted_copy_up_left_is_counted_and_goes() {
     assert_eq!(f.volumes.usage("data").unwrap(), 210);
     f.volumes.copy_up("data", open(&image).as_fd()).unwrap();
     assert_eq!(f.volumes.usage("data").unwrap(), 10);
-    assert_eq!(fs::read_dir(dir).unwrap().count(), 1);
+    assert_eq!(fs::read_dir(dir).unwrap().count(), 2, "data and record");
 }

@@ -355,7 +355,19 @@ impl Fixture {
 
     /// As a new process would.
     pub(crate) fn reopen(&mut self) {
+        // The database has one owner: the old room goes before the new one comes.
+        let elsewhere = tempfile::tempdir().unwrap();
+        self.images = open(&elsewhere, &self.fake, self.prefer);
         self.images = open(&self.scratch, &self.fake, self.prefer);
+    }
+
+    /// As a new process would whose database is gone; answers what people are told.
+    pub(crate) fn reopen_without_database(&mut self) -> Vec<String> {
+        let elsewhere = tempfile::tempdir().unwrap();
+        self.images = open(&elsewhere, &self.fake, self.prefer);
+        fs::remove_file(self.scratch.path().join("state.db")).unwrap();
+        self.reopen();
+        self.images.adopt().unwrap()
     }
 
     pub(crate) fn data(&self) -> PathBuf {

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use knarr_model::Digest;
+use knarr_model::{ContainerId, Digest};
 use knarr_store::Error;
 
 use crate::{Fixture, digest, evil_tar::EvilTar};
@@ -45,4 +45,33 @@ fn i18_a_stack_of_layers_is_described_once_each() {
     assert_eq!(lower, [1, 0].map(|at| fixture.store.layer_path(&[digest(&opaque), layers[1]][at])));
     let nobody = digest(b"nobody");
     assert!(matches!(fixture.store.view(&[nobody]), Err(Error::NotFound { .. })));
+}
+
+#[test]
+fn k09_a_removed_directory_in_its_place_is_no_containers() {
+    let fixture = Fixture::new();
+    let (kept, gone) = (ContainerId::from_random([1; 32]), ContainerId::from_random([2; 32]));
+    for id in [&kept, &gone] {
+        fixture.store.prepare(id, &[]).unwrap();
+        fs::write(fixture.store.container_path(id).join("upper/file"), "").unwrap();
+    }
+    // As it is where the directory could not be renamed.
+    let path = fixture.store.container_path(&gone);
+    let mark = path.with_extension("removed");
+    fs::write(&mark, "").unwrap();
+    assert_eq!(fixture.store.snapshots().unwrap(), std::slice::from_ref(&kept));
+    assert!(fixture.store.sweep_removed().is_empty());
+    assert!(!path.exists() && !mark.exists());
+    assert!(fixture.store.container_path(&kept).join("upper/file").exists());
+
+    // What is being written is nobody's rubbish while the engine lives.
+    let partial = fixture.scratch.path().join("data/ingest/layer-1");
+    let trash = fixture.scratch.path().join("data/ingest/trash-1");
+    for path in [&partial, &trash] {
+        fs::create_dir(path).unwrap();
+    }
+    assert!(fixture.store.sweep_removed().is_empty());
+    assert!(partial.exists() && !trash.exists());
+    assert!(fixture.store.sweep_temporary().is_empty());
+    assert!(!partial.exists());
 }
