@@ -5,10 +5,13 @@
 mod basics;
 mod crash;
 mod docker_client;
+mod durable;
 mod ending;
 mod failpoints;
+mod full;
 mod networks;
 mod real_images;
+mod reboot;
 mod registry;
 mod security;
 mod streams;
