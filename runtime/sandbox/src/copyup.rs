@@ -11,7 +11,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{Mode, OFlags, ResolveFlags, openat2},
+    fs::OFlags,
     io::Errno,
     mount::{
         FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag,
@@ -59,8 +59,7 @@ fn new(options: &[String], attributes: MountAttrFlags) -> Result<OwnedFd, Errno>
 }
 
 fn fill(root: BorrowedFd<'_>, target: &Path, mount: &OwnedFd) -> io::Result<()> {
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let from = match openat2(root, target, DIRECTORY, Mode::empty(), resolve) {
+    let from = match knarr_sys::open_in_root(root, target, DIRECTORY) {
         Ok(from) => from,
         Err(Errno::NOENT) => return Ok(()),
         Err(errno) => return Err(errno.into()),

@@ -1,14 +1,11 @@
 //! A look into a root filesystem before anything runs in it.
 
-use std::{
-    fs::File,
-    os::fd::{AsRawFd, OwnedFd},
-    path::Path,
-};
+use std::{fs::File, os::fd::OwnedFd, path::Path};
 
+use knarr_sys::Found;
 use oci_spec::runtime::Spec;
 use rustix::{
-    fs::{FileType, Mode, OFlags, ResolveFlags},
+    fs::{Mode, OFlags},
     io::Errno,
 };
 
@@ -35,24 +32,10 @@ pub fn open_in_root(
         }
         mounts => wishes::root(mounts, spec, bundle)?,
     };
-    let relative = path.strip_prefix("/").unwrap_or(path);
-    let found = rustix::fs::openat2(
-        &root,
-        relative,
-        OFlags::PATH | OFlags::CLOEXEC,
-        Mode::empty(),
-        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
-    );
-    let failed = |errno: Errno| Error::system(format_args!("open {}", path.display()), errno);
-    let found = match found {
-        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::ACCESS) => return Ok(None),
-        other => other.map_err(failed)?,
-    };
-    let stat = rustix::fs::fstat(&found).map_err(failed)?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Ok(None);
+    match knarr_sys::open_file(&root, path) {
+        Ok(Found::Regular(file)) => Ok(Some(file)),
+        Ok(Found::Other(_)) => Ok(None),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::ACCESS) => Ok(None),
+        Err(errno) => Err(Error::system(format_args!("open {}", path.display()), errno)),
     }
-    let handle = format!("/proc/self/fd/{}", found.as_raw_fd());
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY;
-    rustix::fs::open(handle, flags, Mode::empty()).map(|fd| Some(File::from(fd))).map_err(failed)
 }

@@ -7,15 +7,12 @@
 //! wrapped (CVE-2024-40635).
 
 use std::{
-    fs::File,
     io::{self, Read},
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::BorrowedFd,
 };
 
-use rustix::{
-    fs::{FileType, Mode, OFlags, ResolveFlags, openat2},
-    io::Errno,
-};
+use knarr_sys::Found;
+use rustix::io::Errno;
 
 use crate::{Error, Failure, plan::Identity};
 
@@ -205,31 +202,14 @@ fn group_line(line: &str) -> Option<(&str, u32, &str)> {
 fn read(root: BorrowedFd<'_>, path: &str) -> Result<String, Error> {
     let refused =
         |why: String| Error::new(Failure::InvalidSpec, format!("/{path} of the container {why}"));
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    // Opening a device may already do something, so first only a handle.
-    let handle = openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve);
-    let handle = match handle {
-        Ok(handle) => handle,
+    let file = match knarr_sys::open_file(root, path) {
+        Ok(Found::Regular(file)) => file,
+        Ok(Found::Other(_)) => return Err(refused("is not a regular file".to_owned())),
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(String::new()),
         Err(errno) => return Err(refused(format!("cannot be opened: {errno}"))),
     };
-    let regular = |fd: BorrowedFd<'_>| {
-        rustix::fs::fstat(fd)
-            .map(|stat| (FileType::from_raw_mode(stat.st_mode), stat.st_dev, stat.st_ino))
-            .map_err(|errno| refused(format!("cannot be read: {errno}")))
-    };
-    let before = regular(handle.as_fd())?;
-    if before.0 != FileType::RegularFile {
-        return Err(refused("is not a regular file".to_owned()));
-    }
-    let fd = openat2(root, path, flags, Mode::empty(), resolve)
-        .map_err(|errno| refused(format!("cannot be opened: {errno}")))?;
-    if regular(fd.as_fd())? != before {
-        return Err(refused("changed while it was opened".to_owned()));
-    }
     let mut bytes = Vec::new();
-    let mut file = File::from(fd).take(LIMIT + 1);
+    let mut file = file.take(LIMIT + 1);
     file.read_to_end(&mut bytes)
         .map_err(|error: io::Error| refused(format!("cannot be read: {error}")))?;
     if bytes.len() as u64 > LIMIT {
@@ -240,7 +220,13 @@ fn read(root: BorrowedFd<'_>, path: &str) -> Result<String, Error> {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::symlink, path::Path};
+    use std::{
+        fs::{self, File},
+        os::{fd::AsFd, unix::fs::symlink},
+        path::Path,
+    };
+
+    use rustix::fs::FileType;
 
     use super::*;
 

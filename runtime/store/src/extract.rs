@@ -32,9 +32,9 @@ use std::{
 
 use rustix::{
     fs::{
-        AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
-        chownat, fchmod, fchown, fsetxattr, futimens, linkat, lsetxattr, makedev, mkdirat, mknodat,
-        openat, openat2, statat, symlinkat, unlinkat, utimensat,
+        AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chownat,
+        fchmod, fchown, fsetxattr, futimens, linkat, lsetxattr, makedev, mkdirat, mknodat, openat,
+        statat, symlinkat, unlinkat, utimensat,
     },
     io::Errno,
 };
@@ -215,10 +215,7 @@ impl Extractor<'_> {
 
     fn open_beneath(&self, path: &[u8]) -> std::result::Result<OwnedFd, Errno> {
         let path = if path.is_empty() { b".".as_slice() } else { path };
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let resolve =
-            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        openat2(self.root, path, flags, Mode::empty(), resolve)
+        knarr_sys::open_beneath(self.root, path, OFlags::RDONLY | OFlags::DIRECTORY)
     }
 
     fn make_parents(&mut self, parts: &[&[u8]]) -> Step<OwnedFd> {

@@ -20,7 +20,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, openat, openat2, readlinkat, statat},
+    fs::{AtFlags, FileType, Mode, OFlags, openat, readlinkat, statat},
     io::Errno,
 };
 
@@ -121,9 +121,7 @@ impl Way<'_> {
 
     fn open(&self, components: usize) -> Result<OwnedFd, Errno> {
         let parts: Vec<&[u8]> = self.left.iter().take(components).map(Vec::as_slice).collect();
-        let resolve =
-            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        openat2(self.here(), parts.join(&b'/'), FLAGS, Mode::empty(), resolve)
+        knarr_sys::open_beneath(self.here(), parts.join(&b'/'), FLAGS)
     }
 
     /// Goes through the directories that come next.

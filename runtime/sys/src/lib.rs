@@ -4,11 +4,13 @@
 //! has no libc at all). Each says why it is needed and why it is sound. All
 //! file descriptors that come out are close-on-exec.
 
+mod beneath;
 mod bpf;
 mod mount;
 mod overlay;
 mod process;
 
+pub use beneath::{Found, TRIES, open_beneath, open_file, open_in_root, open_with};
 pub use bpf::{BpfInstruction, attach_device_filter, load_device_filter};
 pub use mount::{MountAttr, mount_setattr};
 pub use overlay::{Overlay, OverlayError};

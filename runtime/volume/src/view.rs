@@ -11,7 +11,7 @@ use std::{
 
 use knarr_sys::Overlay;
 use rustix::{
-    fs::{CWD, Mode, OFlags, ResolveFlags, openat2},
+    fs::{CWD, Mode, OFlags, ResolveFlags},
     io::Errno,
     mount::{
         FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount,
@@ -62,9 +62,7 @@ fn open_dir(path: &Path) -> io::Result<OwnedFd> {
 }
 
 fn open_in_root(root: BorrowedFd<'_>, path: &Path) -> std::result::Result<OwnedFd, Errno> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    openat2(root, path, flags, Mode::empty(), resolve)
+    knarr_sys::open_in_root(root, path, OFlags::RDONLY | OFlags::DIRECTORY)
 }
 
 /// The directory `subpath` below `root` (a volume's data), for
@@ -74,12 +72,12 @@ fn open_in_root(root: BorrowedFd<'_>, path: &Path) -> std::result::Result<OwnedF
 /// # Errors
 /// [`Error::Subpath`] when it is not such a directory.
 pub fn open_beneath(root: BorrowedFd<'_>, subpath: &Path) -> Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
     let resolve = ResolveFlags::BENEATH
         | ResolveFlags::NO_SYMLINKS
         | ResolveFlags::NO_MAGICLINKS
         | ResolveFlags::NO_XDEV;
-    openat2(root, subpath, flags, Mode::empty(), resolve).map_err(|errno| Error::Subpath {
+    knarr_sys::open_with(root, subpath, flags, resolve).map_err(|errno| Error::Subpath {
         path: subpath.display().to_string(),
         source: errno.into(),
     })

@@ -19,9 +19,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("knarr-docker", &[]),
     ("knarr-netlink", &[]),
     ("knarr-sandbox", &["knarr-init", "knarr-model", "knarr-netlink", "knarr-sys", "knarr-tree"]),
-    ("knarr-wasm", &["knarr-model"]),
+    ("knarr-wasm", &["knarr-model", "knarr-sys"]),
     ("knarr-state", &["knarr-model"]),
-    ("knarr-store", &["knarr-model", "knarr-tree"]),
+    ("knarr-store", &["knarr-model", "knarr-sys", "knarr-tree"]),
     ("knarr-registry", &["knarr-model"]),
     ("knarr-guest", &["knarr-model"]),
     (
