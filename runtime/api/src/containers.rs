@@ -78,6 +78,7 @@ fn volumes_from(api: &Api, text: &str) -> Result<Vec<MountSpec>> {
                 create_source: false,
                 propagation: Default::default(),
                 recursive: true,
+                read_only_shallow: false,
             },
             _ => return None,
         };

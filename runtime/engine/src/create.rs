@@ -67,6 +67,7 @@ impl Engine {
         }
         let (mut spec, argv) = merge(spec, &image)?;
         self.check(&spec, image.workload(), &mut warnings)?;
+        mounts::check(&wanted_mounts(&spec, &image.config), image.workload().is_wasm())?;
         self.name_others(&mut spec)?;
 
         let id = ContainerId::from_random(names::random());
@@ -166,7 +167,6 @@ impl Engine {
         workload: &Workload,
         warnings: &mut Vec<String>,
     ) -> Result<()> {
-        mounts::check(&spec.mounts)?;
         capabilities::check(spec, &self.0.host)?;
         oci::check_sysctls(spec)?;
         for limit in &spec.ulimits {
@@ -239,13 +239,20 @@ impl Engine {
 
     async fn store_mount(&self, id: &ContainerId, mount: &MountSpec) -> Result<StoredMount> {
         let kind = match &mount.kind {
-            MountKind::Bind { source, create_source, propagation, recursive } => {
+            MountKind::Bind {
+                source,
+                create_source,
+                propagation,
+                recursive,
+                read_only_shallow,
+            } => {
                 crate::start::bind_source(source, *create_source)?;
                 StoredKind::Bind {
                     source: source.clone(),
                     create_source: *create_source,
                     propagation: *propagation,
                     recursive: *recursive,
+                    read_only_shallow: *read_only_shallow,
                 }
             }
             MountKind::Volume { name, copy_up, subpath, labels, options } => {

@@ -21,7 +21,15 @@ pub(crate) struct StoredMount {
 #[serde(tag = "type", rename_all = "kebab-case")]
 pub(crate) enum StoredKind {
     /// A path of the host.
-    Bind { source: PathBuf, create_source: bool, propagation: Propagation, recursive: bool },
+    Bind {
+        source: PathBuf,
+        create_source: bool,
+        propagation: Propagation,
+        recursive: bool,
+        /// Containers of before it was asked have it from the default, which is Docker's.
+        #[serde(default)]
+        read_only_shallow: bool,
+    },
     /// A volume that exists.
     Volume { name: String, subpath: Option<PathBuf>, copy_up: bool, anonymous: bool },
     /// Memory.
@@ -78,9 +86,10 @@ pub(crate) fn tmpfs_options(
     options
 }
 
-/// Checks what a request says about its mounts: absolute targets without `..`,
-/// none twice, none over what the kernel shows (RELIABILITY R05).
-pub(crate) fn check(mounts: &[MountSpec]) -> Result<()> {
+/// Checks what a request and its image say about mounts: absolute targets without `..`, none
+/// twice, none over what the kernel shows (RELIABILITY R05), but where it is the user who binds
+/// the host's own there. Where links of the image lead a target to is knarr-init's to see.
+pub(crate) fn check(mounts: &[MountSpec], wasm: bool) -> Result<()> {
     let mut seen = std::collections::BTreeSet::new();
     for mount in mounts {
         let target = &mount.target;
@@ -101,8 +110,11 @@ pub(crate) fn check(mounts: &[MountSpec]) -> Result<()> {
                 "invalid specification: destination can't be '{shown}'"
             )));
         }
-        let below_proc = target.starts_with("/proc");
-        if below_proc || target == Path::new("/sys") || target == Path::new("/dev") {
+        let of_kernel = ["/proc", "/sys", "/dev"].iter().any(|dir| target.starts_with(dir));
+        let bind = matches!(mount.kind, MountKind::Bind { .. });
+        let whole = target.starts_with("/proc") || target.components().count() == 2;
+        // A Wasm container has none of them, and so no place to put anything.
+        if of_kernel && (wasm || whole && !bind) {
             return Err(Error::invalid(format!(
                 "invalid mount path: '{shown}' cannot be mounted because it is the kernel's own"
             )));
@@ -120,6 +132,18 @@ pub(crate) fn check(mounts: &[MountSpec]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether the device files that a bind shows are the host's own: its source is `/dev`, lies in
+/// it or has it beneath, or is a device. They stay devices in the container, to be opened as far as
+/// its cgroup lets it; everywhere else a device file is what somebody has put there.
+pub(crate) fn shows_devices(source: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt as _;
+    let Ok(path) = source.canonicalize() else { return false };
+    let device = |kind: std::fs::FileType| kind.is_char_device() || kind.is_block_device();
+    path == Path::new("/")
+        || path.starts_with("/dev")
+        || path.metadata().is_ok_and(|metadata| device(metadata.file_type()))
 }
 
 fn word(kind: &MountKind) -> &'static str {
@@ -145,10 +169,26 @@ mod tests {
     #[test]
     fn r05_mounts_over_the_kernels_own_are_refused() {
         for bad in ["/proc", "/proc/sys", "/sys", "/dev", "/", "relative", "/a/../proc"] {
-            assert!(check(&[tmpfs(bad)]).is_err(), "{bad}");
+            assert!(check(&[tmpfs(bad)], false).is_err(), "{bad}");
         }
-        assert!(check(&[tmpfs("/data"), tmpfs("/data")]).is_err());
-        assert!(check(&[tmpfs("/data"), tmpfs("/dev/shm"), tmpfs("/tmp")]).is_ok());
+        assert!(check(&[tmpfs("/data"), tmpfs("/data")], false).is_err());
+        assert!(check(&[tmpfs("/data"), tmpfs("/dev/shm"), tmpfs("/tmp")], false).is_ok());
+        assert!(check(&[tmpfs("/dev/shm")], true).is_err());
+        // Docker lets the user bind the host's own; an image's volume is no bind.
+        for own in ["/proc", "/sys", "/dev", "/proc/meminfo", "/sys/fs/cgroup", "/dev/fuse"] {
+            let bind = MountSpec {
+                kind: MountKind::Bind {
+                    source: own.into(),
+                    create_source: false,
+                    propagation: Propagation::Rprivate,
+                    recursive: true,
+                    read_only_shallow: false,
+                },
+                ..tmpfs(own)
+            };
+            assert!(check(std::slice::from_ref(&bind), false).is_ok(), "{own}");
+            assert!(check(&[bind], true).is_err(), "{own}");
+        }
     }
 
     #[test]

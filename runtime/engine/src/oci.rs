@@ -78,7 +78,15 @@ pub(crate) struct ResolvedMount {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Source {
     /// A path of the host.
-    Path { path: PathBuf, propagation: Propagation, recursive: bool },
+    Path {
+        path: PathBuf,
+        propagation: Propagation,
+        recursive: bool,
+        /// Read-only is the mount alone, not those beneath it.
+        read_only_shallow: bool,
+        /// Its device files stay devices.
+        devices: bool,
+    },
     /// Memory, with mount options.
     Tmpfs { options: Vec<String> },
 }
@@ -496,8 +504,11 @@ fn mounts(input: &Input<'_>) -> Value {
             // The host's own queues, as far as its namespace has them mounted.
             own.retain(|mount| mount["destination"] != "/dev/mqueue");
         }
+        // Who brings a /dev brings all that is in it (as moby).
+        let brings_dev = users.contains(Path::new("/dev"));
         own.retain(|mount| {
-            !mount["destination"].as_str().is_some_and(|path| users.contains(Path::new(path)))
+            let path = Path::new(mount["destination"].as_str().unwrap_or_default());
+            !(users.contains(path) || brings_dev && path.starts_with("/dev"))
         });
         list.append(&mut own);
     }
@@ -512,7 +523,8 @@ fn mounts(input: &Input<'_>) -> Value {
         }
         list.push(json!({"destination": target, "type": "bind", "source": input.etc.join(name), "options": options}));
     }
-    list.extend(input.mounts.iter().map(user_mount));
+    let devices = spec.security.privileged && input.wasm.is_none();
+    list.extend(input.mounts.iter().map(|mount| user_mount(mount, devices)));
     list.into()
 }
 
@@ -522,16 +534,26 @@ fn shm_of(namespace: &Path) -> Option<PathBuf> {
     Some(process.join("root/dev/shm"))
 }
 
-fn user_mount(mount: &ResolvedMount) -> Value {
-    let access = if mount.read_only { "ro" } else { "rw" };
+/// `all_devices`: a privileged container has those of its volumes, too.
+fn user_mount(mount: &ResolvedMount, all_devices: bool) -> Value {
     match &mount.source {
-        Source::Path { path, propagation, recursive } => {
+        Source::Path { path, propagation, recursive, read_only_shallow, devices } => {
             let bind = if *recursive { "rbind" } else { "bind" };
+            // As moby: read-only is what lies beneath, too, unless that is said otherwise.
+            let access = match (mount.read_only, *read_only_shallow) {
+                (false, _) => "rw",
+                (true, false) => "rro",
+                (true, true) => "ro",
+            };
+            let mut options = vec![bind, access, propagation_word(*propagation)];
+            if !devices && !all_devices {
+                options.push("rnodev");
+            }
             json!({
                 "destination": mount.target,
                 "type": "bind",
                 "source": path,
-                "options": [bind, access, propagation_word(*propagation)],
+                "options": options,
             })
         }
         Source::Tmpfs { options } => {

@@ -269,6 +269,8 @@ fn users_mounts_come_last_and_replace_our_own() {
                 path: "/srv".into(),
                 propagation: Propagation::Rshared,
                 recursive: true,
+                read_only_shallow: false,
+                devices: false,
             },
         },
         ResolvedMount {
@@ -283,13 +285,15 @@ fn users_mounts_come_last_and_replace_our_own() {
                 path: "/srv/hosts".into(),
                 propagation: Propagation::Rprivate,
                 recursive: false,
+                read_only_shallow: false,
+                devices: true,
             },
         },
     ];
     let document = case.made();
     let all = document["mounts"].as_array().expect("mounts");
     let data = mount(&document, "/data").expect("data");
-    assert_eq!(words(&data["options"]), ["rbind", "ro", "rshared"]);
+    assert_eq!(words(&data["options"]), ["rbind", "rro", "rshared", "rnodev"]);
     assert_eq!(document["linux"]["rootfsPropagation"], "shared");
     let shm: Vec<_> = all.iter().filter(|mount| mount["destination"] == "/dev/shm").collect();
     assert_eq!(shm.len(), 1);
@@ -297,6 +301,7 @@ fn users_mounts_come_last_and_replace_our_own() {
     let hosts: Vec<_> = all.iter().filter(|mount| mount["destination"] == "/etc/hosts").collect();
     assert_eq!(hosts.len(), 1);
     assert_eq!(hosts[0]["source"], "/srv/hosts");
+    assert_eq!(words(&hosts[0]["options"]), ["bind", "rw", "rprivate"]);
 }
 
 #[test]

@@ -24,7 +24,7 @@ use crate::{
     devices,
     engine::{Engine, now},
     failpoint,
-    mounts::StoredKind,
+    mounts::{StoredKind, shows_devices},
     oci::{self, Place, Places, ResolvedMount, Source},
     shims::Shim,
     task::{RootMount, Streams, TaskError},
@@ -306,12 +306,20 @@ impl Engine {
         let mut mounts = Vec::new();
         for mount in &resolved.mounts {
             let source = match &mount.kind {
-                StoredKind::Bind { source, create_source, propagation, recursive } => {
+                StoredKind::Bind {
+                    source,
+                    create_source,
+                    propagation,
+                    recursive,
+                    read_only_shallow,
+                } => {
                     bind_source(source, *create_source)?;
                     Source::Path {
                         path: source.clone(),
                         propagation: *propagation,
                         recursive: *recursive,
+                        read_only_shallow: *read_only_shallow,
+                        devices: shows_devices(source),
                     }
                 }
                 StoredKind::Volume { name, subpath, .. } => {
@@ -321,6 +329,8 @@ impl Engine {
                         path,
                         propagation: knarr_model::Propagation::Rprivate,
                         recursive: true,
+                        read_only_shallow: false,
+                        devices: false,
                     }
                 }
                 StoredKind::Tmpfs { options } => Source::Tmpfs { options: options.clone() },
@@ -568,11 +578,11 @@ pub(crate) fn grants(
     code: PathBuf,
 ) -> WasmLaunch {
     let mut preopens = vec![Preopen { path: "/".into(), read_only: true }];
-    preopens.extend(
-        mounts
-            .iter()
-            .map(|mount| Preopen { path: mount.target.clone(), read_only: mount.read_only }),
-    );
+    preopens.extend(mounts.iter().map(|mount| {
+        // Where the mount alone is read-only, the kernel knows what is and what is not.
+        let shallow = matches!(mount.source, Source::Path { read_only_shallow: true, .. });
+        Preopen { path: mount.target.clone(), read_only: mount.read_only && !shallow }
+    }));
     let network = match spec.network_mode {
         NetworkMode::None => None,
         _ => {

@@ -123,12 +123,9 @@ pub fn write(path: &CStr, value: &[u8]) -> Answer<()> {
 
 /// Of ourselves, in the procfs that the host has at its usual place.
 pub fn attribute(names: List<'_>, value: &[u8]) -> Answer<()> {
-    const PROC_MAGIC: u64 = 0x9fa0;
     const PROC_ROOT: u64 = 1;
     let proc = open(AT_FDCWD, c"/proc", O_PATH | O_DIRECTORY, 0, 0)?;
-    let mut statfs = [0u64; 15];
-    sys!(FSTATFS, proc, statfs.as_mut_ptr())?;
-    if statfs[0] != PROC_MAGIC || fstat(proc)?.ino != PROC_ROOT {
+    if filesystem(proc)? != PROC_MAGIC || fstat(proc)?.ino != PROC_ROOT {
         return Err(ENODEV);
     }
     let resolve = RESOLVE_BENEATH | RESOLVE_NO_XDEV | RESOLVE_NO_MAGICLINKS;

@@ -41,6 +41,9 @@ pub const RESOLVE_NO_MAGICLINKS: u64 = 2;
 pub const RESOLVE_NO_SYMLINKS: u64 = 4;
 pub const RESOLVE_BENEATH: u64 = 8;
 pub const RESOLVE_IN_ROOT: u64 = 16;
+/// The filesystem of processes, and that of pseudo terminals (statfs(2)).
+pub const PROC_MAGIC: u64 = 0x9fa0;
+pub const DEVPTS_MAGIC: u64 = 0x1cd1;
 pub const S_IFMT: u32 = 0o170000;
 pub const S_IFCHR: u32 = 0o020000;
 pub const S_IFIFO: u32 = 0o010000;
@@ -143,6 +146,7 @@ pub const FSCONFIG: usize = 431;
 pub const FSMOUNT: usize = 432;
 pub const CLOSE_RANGE: usize = 436;
 pub const OPENAT2: usize = 437;
+pub const STATX: usize = 332;
 pub const MOUNT_SETATTR: usize = 442;
 
 /// `struct open_how`.
@@ -177,10 +181,35 @@ pub struct Stat {
     _rest: [u64; 12],
 }
 
+/// What is wanted of `struct statx` (statx(2)), in words of eight bytes: the inode's number and,
+/// since Linux 5.8, that of the mount.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    pub ino: u64,
+    pub mount: u64,
+}
+
+impl Place {
+    pub fn of(fd: i32) -> Answer<Self> {
+        const WANTED: usize = 0x100 /* STATX_INO */ | 0x1000 /* STATX_MNT_ID */;
+        let mut words = [0u64; 32];
+        sys!(STATX, fd, c"".as_ptr(), AT_EMPTY_PATH, WANTED, words.as_mut_ptr())?;
+        Ok(Self { ino: words[4], mount: words[18] })
+    }
+}
+
+/// The magic number of the filesystem that a file lies on (statfs(2)).
+pub fn filesystem(fd: i32) -> Answer<u64> {
+    let mut statfs = [0u64; 15];
+    sys!(FSTATFS, fd, statfs.as_mut_ptr())?;
+    Ok(statfs[0])
+}
+
 /// openat2. A name that is being renamed while it is looked up makes the kernel
 /// answer EAGAIN: it is tried again, but not forever.
 pub fn open(at: i32, path: &CStr, flags: u64, mode: u32, resolve: u64) -> Answer<i32> {
     let how = OpenHow { flags: flags | O_CLOEXEC, mode: u64::from(mode), resolve };
+    // As many tries as `knarr_sys::TRIES`.
     for _ in 0..10_000 {
         match sys!(OPENAT2, at, path.as_ptr(), &raw const how, size_of::<OpenHow>()) {
             Err(EAGAIN | EINTR) => {}

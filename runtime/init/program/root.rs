@@ -3,17 +3,31 @@
 
 use core::ffi::CStr;
 
-use crate::kernel::*;
+use crate::{kernel::*, wire::COVERS};
 
 const IN_ROOT: u64 = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS;
 const MAX_PATH: usize = 4096;
+const MS_REMOUNT: u64 = 32;
 /// Links one behind the other, each to nothing.
 const MAX_LINKS: u32 = 10;
+
+/// Filesystems of the kernel, and where alone something may be mounted over what they show.
+const KERNELS: [(u64, &[u8]); 5] = [
+    (PROC_MAGIC, b"/proc"),
+    (0x6265_6572 /* SYSFS_MAGIC */, b"/sys"),
+    (0x27_e0eb /* CGROUP_SUPER_MAGIC */, b"/sys"),
+    (0x6367_7270 /* CGROUP2_SUPER_MAGIC */, b"/sys"),
+    (DEVPTS_MAGIC, b"/dev"),
+];
+/// The same for mounts that are of no filesystem that only they are of.
+const OWN: [(&CStr, &[u8]); 2] = [(c"/dev", b"/dev"), (c"/sys/fs/cgroup", b"/sys")];
 
 /// The new root and what is kept at hand while it is made.
 pub struct Root {
     /// The root mount, or where we are before there is one.
     pub fd: i32,
+    /// A directory that paths begin at instead.
+    within: i32,
     /// A verified null device.
     null: Cover,
     /// Our procfs, free of other mounts as long as sysctls are written.
@@ -47,7 +61,7 @@ impl Cover {
 
 impl Root {
     pub fn new() -> Self {
-        Self { fd: -1, null: Cover::NONE, proc: -1, empty: Cover::NONE }
+        Self { fd: -1, within: -1, null: Cover::NONE, proc: -1, empty: Cover::NONE }
     }
 
     /// Masks are made no longer.
@@ -60,8 +74,24 @@ impl Root {
         }
     }
 
+    /// Where paths begin, and links end: at this directory, or for an empty path at the root.
+    pub fn within(&mut self, path: &CStr) -> Answer<()> {
+        if self.within >= 0 {
+            close(self.within);
+            self.within = -1;
+        }
+        if !path.is_empty() {
+            let resolve = IN_ROOT | RESOLVE_NO_SYMLINKS;
+            self.within = open(self.fd()?, path, O_PATH | O_DIRECTORY, 0, resolve)?;
+        }
+        Ok(())
+    }
+
     /// The root; opened where the process has joined a namespace that has one.
     fn fd(&mut self) -> Answer<i32> {
+        if self.within >= 0 {
+            return Ok(self.within);
+        }
         if self.fd < 0 {
             self.fd = open(AT_FDCWD, c"/", O_PATH | O_DIRECTORY, 0, 0)?;
         }
@@ -223,6 +253,47 @@ impl Root {
         Ok(())
     }
 
+    /// Refuses to cover what the target does not name: the image's links, and whoever else can
+    /// write where it leads, choose the place. Asked of the descriptor that is mounted on, so
+    /// that nothing changes in between (CVE-2025-52881, CVE-2019-19921).
+    fn may_cover(&mut self, place: i32, target: &CStr) -> Answer<()> {
+        let named = |dir: &[u8]| {
+            let rest = target.to_bytes().strip_prefix(dir);
+            rest.is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
+        };
+        let here = Place::of(place)?;
+        let root = Place::of(self.fd()?)?;
+        if here == root {
+            return Err(COVERS);
+        }
+        let kind = filesystem(place)?;
+        if KERNELS.iter().any(|(magic, dir)| kind == *magic && !named(dir)) {
+            return Err(COVERS);
+        }
+        if here.mount == root.mount {
+            return Ok(());
+        }
+        for (path, dir) in OWN {
+            if named(dir) {
+                continue;
+            }
+            match self.open(path, O_PATH) {
+                Ok(own) => {
+                    let own_place = Place::of(own);
+                    close(own);
+                    let mount = own_place?.mount;
+                    if mount == here.mount && mount != root.mount {
+                        return Err(COVERS);
+                    }
+                }
+                // It has none.
+                Err(ENOENT | ENOTDIR | ELOOP) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(())
+    }
+
     pub fn open_null(&mut self) -> Answer<()> {
         let null = open(AT_FDCWD, c"/dev/null", O_PATH | O_NOFOLLOW, 0, 0)?;
         let stat = fstat(null)?;
@@ -250,7 +321,7 @@ impl Root {
         }
         // A tmpfs is as open as what it lies on, unless it is told (as runc).
         let mut mode = [0u8; MAX_PATH];
-        let data = match kind == c"tmpfs" && flags & 32 == 0 && !has_mode(data.to_bytes()) {
+        let data = match kind == c"tmpfs" && flags & MS_REMOUNT == 0 && !has_mode(data.to_bytes()) {
             true => match self.open(target, O_PATH | O_DIRECTORY) {
                 Ok(place) => {
                     let bits = fstat(place)?.mode & 0o7777;
@@ -264,6 +335,9 @@ impl Root {
         let fd = self.directory(target)?;
         if strict {
             self.same_without_links(target, fd)?;
+        }
+        if flags & MS_REMOUNT == 0 {
+            self.may_cover(fd, target)?;
         }
         sys!(FCHDIR, fd)?;
         sys!(MOUNT, source.as_ptr(), c".".as_ptr(), kind.as_ptr(), flags, data.as_ptr())?;
@@ -295,6 +369,32 @@ impl Root {
     pub fn attach(&mut self, mount: i32, target: &CStr) -> Answer<()> {
         let directory = fstat(mount)?.mode & S_IFMT == S_IFDIR;
         let place = if directory { self.directory(target)? } else { self.file(target)? };
+        self.may_cover(place, target)?;
+        // What the caller's own words put on procfs is one (as runc).
+        if target == c"/proc" && filesystem(mount)? != PROC_MAGIC {
+            return Err(COVERS);
+        }
+        move_mount(mount, place)?;
+        close(place);
+        close(mount);
+        Ok(())
+    }
+
+    /// Puts a detached mount on a file that is there or is made, and is no link
+    /// (CVE-2025-52565).
+    pub fn attach_here(&mut self, mount: i32, path: &CStr) -> Answer<()> {
+        let (parent, name) = self.parent(path)?;
+        match open(parent, name, O_CREAT | O_EXCL | O_NOFOLLOW | O_WRONLY, 0o755, 0) {
+            Ok(fd) => close(fd),
+            Err(EEXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+        let place = open(parent, name, O_PATH | O_NOFOLLOW, 0, 0)?;
+        close(parent);
+        if fstat(place)?.mode & S_IFMT == S_IFLNK {
+            return Err(ELOOP);
+        }
+        self.may_cover(place, path)?;
         move_mount(mount, place)?;
         close(place);
         close(mount);

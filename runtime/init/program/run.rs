@@ -51,7 +51,8 @@ pub fn run(early: Answer<()>) -> ! {
         (Err(errno), _) => (0, errno),
         (_, Err(errno)) => (Frame::EARLY, errno),
         (Ok((ops, fds)), Ok(())) => {
-            let mut launch = Launch { fds, root: Root::new(), executable: None, tree: -1, later: Later::NONE };
+            let mut launch =
+                Launch { fds, root: Root::new(), executable: None, tree: -1, later: Later::NONE };
             let mut reader = Reader(ops);
             let mut index = 0;
             loop {
@@ -95,6 +96,7 @@ impl Launch {
                 };
                 self.root.attach(mount, target)
             }
+            Op::Within { path } => root.within(path),
             Op::CopyTree { source, recursive } => {
                 let place = root.open(source, O_PATH)?;
                 self.tree = clone_mount(place, recursive)?;

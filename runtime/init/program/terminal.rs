@@ -6,7 +6,6 @@ const TIOCSCTTY: usize = 0x540e;
 const TIOCSWINSZ: usize = 0x5414;
 const TIOCSPTLCK: usize = 0x4004_5431;
 const TIOCGPTPEER: usize = 0x5441;
-const DEVPTS_MAGIC: u64 = 0x1cd1;
 
 #[repr(C)]
 struct WinSize {
@@ -26,9 +25,7 @@ pub fn open_pair(
     console: bool,
 ) -> Answer<()> {
     let master = root.open(c"/dev/pts/ptmx", O_RDWR | O_NOCTTY | O_NOFOLLOW)?;
-    let mut statfs = [0u64; 15];
-    sys!(FSTATFS, master, statfs.as_mut_ptr())?;
-    if statfs[0] != DEVPTS_MAGIC {
+    if filesystem(master)? != DEVPTS_MAGIC {
         return Err(ENODEV);
     }
     let unlocked = 0i32;
@@ -45,7 +42,7 @@ pub fn open_pair(
     close(master);
     if console {
         let mount = clone_mount(slave, false)?;
-        root.attach(mount, c"/dev/console")?;
+        root.attach_here(mount, c"/dev/console")?;
     }
     control(slave)?;
     for fd in 0..3 {

@@ -29,6 +29,10 @@ pub const NETWORK: &CStr = c"network";
 /// The program's argument where its parent must be able to write the maps of its user namespace,
 /// without being the host's root: it may be looked at until its launch comes, if one does.
 pub const VISIBLE: &CStr = c"visible";
+/// What an operation that mounts answers for a target that leads over links onto what is not to be
+/// covered: the root, or a place of `/proc`, `/sys` or `/dev` that the target does not name. EXDEV,
+/// which none of its system calls answers.
+pub const COVERS: i32 = 18;
 /// Descriptors per message; the kernel takes at most 253.
 pub const FDS_PER_MESSAGE: usize = 200;
 /// More operations' bytes than any honest launch has (2 MiB of arguments and
@@ -249,6 +253,12 @@ ops! {
         fd: Fd,
         /// Absolute path in the container.
         target: &'a CStr
+    }
+    /// From here on paths begin at this directory as if it were the root: no link of what lies
+    /// beneath leads out of it. An empty path takes that back.
+    Within = 58 {
+        /// Absolute path in the container, without links.
+        path: &'a CStr
     }
     /// Copies what the container has at a path by now, as a detached mount that the next
     /// operations change and [`Op::AttachTree`] puts somewhere.

@@ -170,6 +170,9 @@ pub enum MountKind {
         propagation: Propagation,
         /// Submounts of the source come along.
         recursive: bool,
+        /// Read-only is the mount alone, not those beneath it.
+        #[serde(default)]
+        read_only_shallow: bool,
     },
     /// A volume of the engine.
     Volume {

@@ -26,7 +26,9 @@ use std::{
     time::Duration,
 };
 
-use knarr_init::wire::{FDS_PER_MESSAGE, Frame, MAGIC, MAX_BYTES, NETWORK, Op, SOCKET_FD, VISIBLE};
+use knarr_init::wire::{
+    COVERS, FDS_PER_MESSAGE, Frame, MAGIC, MAX_BYTES, NETWORK, Op, SOCKET_FD, VISIBLE,
+};
 use rustix::{
     io::Errno,
     net::{
@@ -445,6 +447,16 @@ fn sentence(ops: &Ops, frame: Frame) -> Error {
                 format!("chdir to cwd ({:?}) set in config.json failed: {words}", show(path));
             // Docker answers 126 to a working directory that cannot be used.
             Error::new(Failure::NotExecutable, text)
+        }
+        Op::Attach { target, .. } | Op::AttachTree { target } | Op::Mount { target, .. }
+            if frame.errno == COVERS =>
+        {
+            let text = format!(
+                "mount on {:?}: it would cover the root or a place of /proc, /sys or /dev that it \
+                 does not name",
+                show(target)
+            );
+            Error::new(Failure::InvalidSpec, text)
         }
         Op::Attach { fd, target } => {
             let hint = match errno {

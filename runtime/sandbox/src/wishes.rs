@@ -145,11 +145,11 @@ fn consented(source: &Path) -> Result<(), Error> {
     Err(Error::new(Failure::InvalidSpec, text))
 }
 
-/// `/proc/self/mountinfo` (proc_pid_mountinfo(5)), read in as few pieces as it can be:
+/// The mounts of the calling thread (proc_pid_mountinfo(5)), read in as few pieces as it can be:
 /// the kernel begins anew for each.
 pub(crate) fn mountinfo() -> io::Result<String> {
     let mut text = String::with_capacity(16 * 1024);
-    std::fs::File::open("/proc/self/mountinfo")?.read_to_string(&mut text)?;
+    std::fs::File::open("/proc/thread-self/mountinfo")?.read_to_string(&mut text)?;
     Ok(text)
 }
 

@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, os::unix::fs::symlink, path::Path, process::Command};
 
 use common::Fixture;
 use knarr_sandbox::Failure;
@@ -51,8 +51,9 @@ int main(int argc, char **argv) {
   int held = 0; for (int c = 0; c < 41; c++) held += syscall(SYS_prctl, PR_CAPBSET_READ, c, 0, 0, 0) == 1;
   struct { unsigned v; int p; } h = {0x20080522, 0}; unsigned d[6] = {0}; syscall(SYS_capget, &h, d);
   printf(" %x %x %x\n", d[0], d[1], d[2]);
-  list("/"); list("/rootfs"); list("/etc"); list("/proc"); list("/dev");
-  file("/new", O_CREAT | O_WRONLY); file("/rootfs/new", O_CREAT | O_WRONLY); file("/rootfs/data/new", O_CREAT | O_WRONLY);
+  list("/"); list("/rootfs"); list("/etc"); list("/proc"); list("/dev"); list("/lib"); list("/usr");
+  list("/rootfs/etc"); list("/rootfs/lib"); list("/rootfs/usr"); list("/rootfs/dev"); list("/rootfs/real"); list("/rootfs/new/deep");
+  file("/new", O_CREAT | O_WRONLY); file("/rootfs/new", O_CREAT | O_WRONLY); file("/rootfs/data/new", O_CREAT | O_WRONLY); file("/rootfs/data/sub/new", O_CREAT | O_WRONLY);
   file("/etc/hosts", O_WRONLY); file("/etc/hosts", O_RDONLY); file("/rootfs/../../proc/self/mem", O_RDWR);
   pthread_t t; printf("thread: %s\n", strerror(pthread_create(&t, 0, thread, 0))); pthread_join(t, 0);
   TRY("exec code", (long)mmap(0, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE, 4, 0));
@@ -144,6 +145,89 @@ fn w27_a_host_that_was_broken_out_of_stands_in_an_empty_room() {
     ] {
         has(&format!("{denied}: Operation not permitted"));
     }
+}
+
+#[test]
+fn w27_links_of_the_image_lead_no_mount_into_the_jail() {
+    let planted = tempfile::tempdir().expect("planted");
+    fs::write(planted.path().join("planted.so"), "evil").expect("planted");
+    let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(planted.path(), everybody).expect("chmod");
+    let volume = |destination: &str| json!({ "destination": destination, "type": "bind", "source": planted.path(), "options": ["rbind"] });
+    let mut fixture = jail(json!([{ "path": "/", "read_only": true }]));
+    let lower = fixture.lower();
+    fs::create_dir(lower.join("real")).expect("directory");
+    for (name, target) in [
+        ("v1", "/etc"),
+        ("v2", "/lib"),
+        ("v3", "../../usr"),
+        ("v4", "/dev"),
+        ("v5", "real"),
+        ("v6", "/new/deep"),
+    ] {
+        symlink(target, lower.join(name)).expect("link");
+        fixture = fixture.mount(volume(&format!("/{name}")));
+    }
+    let outcome = fixture.run();
+    assert_eq!(outcome.status.code, 42, "{outcome:?}");
+    let has = |line: &str| {
+        let all = &outcome.stdout;
+        assert!(all.lines().any(|one| one == line), "{line}\n{all}\n{}", outcome.stderr);
+    };
+    // The jail is what it is without them.
+    has("list /: etc rootfs");
+    has("list /etc: hosts");
+    for name in ["lib", "usr", "dev", "proc"] {
+        has(&format!("list /{name}: No such file or directory"));
+    }
+    // They are where the guest finds them.
+    for place in ["etc", "lib", "usr", "dev", "real", "new/deep"] {
+        has(&format!("list /rootfs/{place}: planted.so"));
+    }
+    // Nor is anything put over the image itself.
+    for target in ["/", "..", "../rootfs/..", "."] {
+        for mount in [
+            volume("/x"),
+            json!({ "destination": "/x", "type": "tmpfs", "source": "tmpfs", "options": [] }),
+        ] {
+            let fixture = jail(json!([{ "path": "/", "read_only": true }])).mount(mount);
+            symlink(target, fixture.lower().join("x")).expect("link");
+            let error = fixture.try_run().expect_err(target);
+            assert_eq!(error.failure(), Failure::InvalidSpec, "{target}: {error}");
+        }
+    }
+    let error = jail(json!([])).mount(volume("/")).try_run().expect_err("the root");
+    assert_eq!(error.failure(), Failure::InvalidSpec, "{error}");
+}
+
+#[test]
+fn v10_a_guests_read_only_bind_is_so_beneath_too() {
+    use nix::{mount, sched};
+    let work = || {
+        sched::unshare(sched::CloneFlags::CLONE_NEWNS).expect("a mount namespace");
+        let flags = mount::MsFlags::MS_REC | mount::MsFlags::MS_PRIVATE;
+        mount::mount(None::<&str>, "/", None::<&str>, flags, None::<&str>).expect("private");
+        let mut fixture = jail(json!([{ "path": "/", "read_only": true }]))
+            .set("/process/user", json!({ "uid": 0, "gid": 0 }));
+        let sub = fixture.dir.path().join("data/sub");
+        fs::create_dir(&sub).expect("directory");
+        let none = mount::MsFlags::empty();
+        mount::mount(Some("test"), &sub, Some("tmpfs"), none, None::<&str>).expect("tmpfs");
+        let run = |fixture: &Fixture| fixture.run().stdout;
+        assert!(run(&fixture).contains("open /rootfs/data/sub/new 1: ok"));
+        for mount in fixture.spec["mounts"].as_array_mut().expect("mounts") {
+            if mount["destination"] == "/data" {
+                mount["options"] = json!(["rbind", "rro"]);
+            }
+        }
+        let outcome = run(&fixture);
+        assert!(
+            outcome.contains("open /rootfs/data/sub/new 1: Read-only file system"),
+            "{outcome}"
+        );
+        assert!(outcome.contains("open /rootfs/data/new 1: Read-only file system"), "{outcome}");
+    };
+    std::thread::spawn(work).join().expect("in a namespace of its own");
 }
 
 #[test]

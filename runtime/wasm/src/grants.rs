@@ -6,18 +6,24 @@
 use std::{
     future::Future,
     net::SocketAddr,
+    os::fd::OwnedFd,
     path::{Component, Path, PathBuf},
     pin::Pin,
 };
 
 use knarr_model::task::{WasmLaunch, WasmNetwork};
 use rustix::{
-    fs::{Mode, OFlags, ResolveFlags},
+    fs::{Mode, OFlags},
     io::Errno,
 };
 use serde::Deserialize;
-use wasmtime::{Result, error::Context as _};
-use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, sockets::SocketAddrUse};
+use wasmtime::{Result, component::ResourceTable, error::Context as _};
+use wasmtime_wasi::{
+    FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView,
+    filesystem::{WasiFilesystemCtx, WasiFilesystemView as _},
+    p1::WasiP1Ctx,
+    sockets::SocketAddrUse,
+};
 
 /// What descriptor 3 says.
 #[derive(Debug, Deserialize)]
@@ -66,12 +72,12 @@ pub(crate) enum Stdin {
 }
 
 /// What every instance of the program is given.
-#[derive(Debug)]
 pub(crate) struct Grants {
     args: Vec<String>,
     env: Vec<(String, String)>,
     cwd: String,
-    directories: Vec<Directory>,
+    /// Opened once: what is at their names by the time of a later request is not looked at.
+    directories: WasiFilesystemCtx,
     network: Option<WasmNetwork>,
     files: Files,
     stdin: Stdin,
@@ -79,7 +85,7 @@ pub(crate) struct Grants {
 
 #[derive(Debug)]
 struct Directory {
-    host: PathBuf,
+    handle: OwnedFd,
     guest: String,
     access: FsPerms,
 }
@@ -90,7 +96,7 @@ impl Launch {
         serde_json::from_slice(text).context("the launch on descriptor 3 is damaged")
     }
 
-    /// Finds the directories; the rest is moved.
+    /// Opens the directories; the rest is moved.
     pub(crate) fn grants(self, files: Files, stdin: Stdin) -> Result<Grants> {
         let root = rustix::fs::open(
             &self.root,
@@ -102,7 +108,7 @@ impl Launch {
         for preopen in &self.launch.preopens {
             let mut guest = normal(&preopen.path)?;
             let mut found = locate(&root, &guest)?;
-            if found == Located::File && !preopen.read_only {
+            if matches!(found, Located::File) && !preopen.read_only {
                 // A single file is written through the directory above it. What else
                 // is there stays as the kernel has it: the root filesystem is mounted
                 // read-only, the file is a mount of its own.
@@ -110,12 +116,12 @@ impl Launch {
                 found = locate(&root, &guest)?;
             }
             // A file to read is reached through a directory that is granted already.
-            let Located::Directory(host) = found else { continue };
+            let Located::Directory(handle) = found else { continue };
             let access = if preopen.read_only { FsPerms::ReadOnly } else { FsPerms::ReadWrite };
             match directories.iter_mut().find(|known| known.guest == guest) {
                 Some(known) if access == FsPerms::ReadWrite => known.access = access,
                 Some(_) => {}
-                None => directories.push(Directory { host, guest, access }),
+                None => directories.push(Directory { handle, guest, access }),
             }
         }
         let env = self
@@ -130,7 +136,7 @@ impl Launch {
             args: self.args,
             env,
             cwd: normal(&self.cwd)?,
-            directories,
+            directories: preopened(&directories, files)?,
             network: self.launch.network,
             files,
             stdin,
@@ -164,10 +170,10 @@ fn above(guest: &str) -> String {
 }
 
 /// What lies at a path of the container.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Located {
-    /// The host's name for it.
-    Directory(PathBuf),
+    /// The directory.
+    Directory(OwnedFd),
     /// No directory.
     File,
     /// Its permissions shut the container's user out.
@@ -180,19 +186,11 @@ fn not_theirs(guest: &str) -> Located {
     Located::Closed
 }
 
-/// The host's name for a directory of the container.
+/// A directory of the container.
 ///
-/// Links of the image are followed inside its root only: resolved by the
-/// kernel, beneath `root`, and then asked for the name without links.
-fn locate(root: &rustix::fd::OwnedFd, guest: &str) -> Result<Located> {
-    let relative = guest.trim_start_matches('/');
-    let found = rustix::fs::openat2(
-        root,
-        if relative.is_empty() { "." } else { relative },
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
-    );
+/// Links of the image are followed inside its root only: resolved by the kernel, beneath `root`.
+fn locate(root: &OwnedFd, guest: &str) -> Result<Located> {
+    let found = knarr_sys::open_in_root(root, guest, OFlags::PATH | OFlags::DIRECTORY);
     let directory = match found {
         Ok(directory) => directory,
         Err(Errno::NOTDIR) => return Ok(Located::File),
@@ -202,16 +200,46 @@ fn locate(root: &rustix::fd::OwnedFd, guest: &str) -> Result<Located> {
                 .with_context(|| format!("the directory {guest} of the container is not there"));
         }
     };
-    // The name that the kernel gives a directory has no links in it; without
-    // /proc the working directory is the only way to ask.
     match rustix::process::fchdir(&directory) {
-        Err(Errno::ACCESS) => return Ok(not_theirs(guest)),
-        entered => entered.with_context(|| format!("the directory {guest} cannot be entered"))?,
+        Err(Errno::ACCESS) => Ok(not_theirs(guest)),
+        entered => {
+            entered.with_context(|| format!("the directory {guest} cannot be entered"))?;
+            Ok(Located::Directory(directory))
+        }
     }
-    let host = rustix::process::getcwd(Vec::new()).context("a directory without a name")?;
+}
+
+/// The directories as WASI has them. It opens them by name only, and without /proc the working
+/// directory is the one name that nobody else can give to something else.
+fn preopened(directories: &[Directory], files: Files) -> Result<WasiFilesystemCtx> {
+    let mut wasi = WasiCtxBuilder::new();
+    wasi.allow_blocking_current_thread(files == Files::Here);
+    for Directory { handle, guest, access } in directories {
+        rustix::process::fchdir(handle)
+            .map_err(wasmtime::Error::from)
+            .and_then(|()| wasi.preopened_dir(".", guest, *access).map(drop))
+            .with_context(|| format!("the directory {guest} of the container cannot be opened"))?;
+    }
     rustix::process::chdir("/").context("the root directory")?;
-    let host = host.into_string().ok().context("a path that is not UTF-8")?;
-    Ok(Located::Directory(host.into()))
+    Ok(std::mem::take(Whole::new(wasi.build()).filesystem().ctx))
+}
+
+/// Gives access to the parts of a context.
+struct Whole {
+    wasi: WasiCtx,
+    table: ResourceTable,
+}
+
+impl Whole {
+    fn new(wasi: WasiCtx) -> Self {
+        Self { wasi, table: ResourceTable::new() }
+    }
+}
+
+impl WasiView for Whole {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
 }
 
 impl Grants {
@@ -221,22 +249,26 @@ impl Grants {
     }
 
     /// What one component's instance begins with.
-    pub(crate) fn context(&self) -> Result<WasiCtx> {
-        Ok(self.builder()?.build())
+    pub(crate) fn context(&self) -> WasiCtx {
+        let mut whole = Whole::new(self.builder().build());
+        *whole.filesystem().ctx = self.directories.clone();
+        whole.wasi
     }
 
     /// The same for preview 1, which has no word for a working directory: Go's
     /// runtime takes it from `PWD`, wasi-libc's programs always begin in `/`.
-    pub(crate) fn preview1(&self) -> Result<WasiCtxBuilder> {
-        let mut wasi = self.builder()?;
+    pub(crate) fn preview1(&self) -> WasiP1Ctx {
+        let mut wasi = self.builder();
         if self.cwd != "/" && self.env.iter().all(|(name, _)| name != "PWD") {
             wasi.env("PWD", &self.cwd);
         }
-        Ok(wasi)
+        let mut whole = wasi.build_p1();
+        *whole.filesystem().ctx = self.directories.clone();
+        whole
     }
 
-    /// The same, for either generation of WASI.
-    fn builder(&self) -> Result<WasiCtxBuilder> {
+    /// The same without directories, for either generation of WASI.
+    fn builder(&self) -> WasiCtxBuilder {
         let mut wasi = WasiCtxBuilder::new();
         wasi.args(&self.args)
             .envs(&self.env)
@@ -246,11 +278,6 @@ impl Grants {
             .allow_blocking_current_thread(self.files == Files::Here);
         if self.stdin == Stdin::Inherited {
             wasi.inherit_stdin();
-        }
-        for directory in &self.directories {
-            wasi.preopened_dir(&directory.host, &directory.guest, directory.access).with_context(
-                || format!("the directory {} of the container cannot be opened", directory.guest),
-            )?;
         }
         if let Some(network) = self.network.clone() {
             wasi.allow_tcp(true)
@@ -262,7 +289,7 @@ impl Grants {
                         as Pin<Box<dyn Future<Output = bool> + Send + Sync>>
                 });
         }
-        Ok(wasi)
+        wasi
     }
 }
 
@@ -311,5 +338,57 @@ mod tests {
         for bad in ["data", "", "/data/../x", ".."] {
             assert!(normal(Path::new(bad)).is_err(), "{bad}");
         }
+    }
+
+    /// What the guest's directories are, as an instance is told.
+    fn directories(wasi: WasiCtx) -> Vec<(u64, String)> {
+        use wasmtime_wasi::{
+            filesystem::Descriptor, p2::bindings::filesystem::preopens::Host as _,
+        };
+        let mut whole = Whole::new(wasi);
+        let told = whole.filesystem().get_directories().unwrap();
+        let inode = |descriptor: &Descriptor| match descriptor {
+            Descriptor::Dir(dir) => rustix::fs::fstat(&*dir.dir).unwrap().st_ino,
+            Descriptor::File(_) => panic!("a file"),
+        };
+        told.into_iter()
+            .map(|(handle, name)| (inode(whole.table.get(&handle).unwrap()), name))
+            .collect()
+    }
+
+    #[test]
+    fn w09_a_grant_is_the_directory_that_it_was_at_the_start() {
+        use std::{fs, os::unix::fs::symlink};
+        let dir = tempfile::tempdir().unwrap();
+        let inside = |name: &str| dir.path().join("rootfs").join(name);
+        fs::create_dir_all(inside("real")).unwrap();
+        fs::create_dir_all(inside("data")).unwrap();
+        fs::create_dir_all(dir.path().join("outside")).unwrap();
+        symlink("/real", inside("link")).unwrap();
+        symlink("../../../real", inside("up")).unwrap();
+        let launch = serde_json::json!({
+            "launch": {
+                "host": "/host", "code": "/code", "abi": "http-proxy", "network": null, "memory": null,
+                "preopens": [
+                    { "path": "/", "read_only": true }, { "path": "/data", "read_only": false },
+                    { "path": "/link", "read_only": false }, { "path": "/up", "read_only": false },
+                ],
+            },
+            "args": [], "env": [], "root": inside(""),
+        });
+        let launch = Launch::parse(launch.to_string().as_bytes()).unwrap();
+        let grants = launch.grants(Files::Elsewhere, Stdin::Closed).unwrap();
+        let number = |name: &str| rustix::fs::stat(inside(name)).unwrap().st_ino;
+        let wanted: Vec<(u64, String)> =
+            [("", "/"), ("data", "/data"), ("real", "/link"), ("real", "/up")]
+                .map(|(host, guest)| (number(host), guest.to_owned()))
+                .to_vec();
+        assert_eq!(directories(grants.context()), wanted);
+        // A neighbour with whom a volume is shared, between two requests.
+        fs::rename(inside("data"), inside("moved")).unwrap();
+        symlink(dir.path().join("outside"), inside("data")).unwrap();
+        fs::rename(inside("real"), inside("gone")).unwrap();
+        assert_eq!(directories(grants.context()), wanted);
+        assert_eq!(directories(grants.context()), wanted, "for every request");
     }
 }

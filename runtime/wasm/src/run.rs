@@ -69,7 +69,7 @@ async fn module(
         "proc_exit",
         |code: i32| -> Result<()> { Err(I32Exit(code).into()) },
     )?;
-    let wasi = grants.preview1()?.build_p1();
+    let wasi = grants.preview1();
     let mut store = Store::new(&engine, Preview1 { wasi, limits: Limits::new(budget) });
     store.limiter(|state| &mut state.limits);
     gate.wait()?;
@@ -96,8 +96,7 @@ async fn component(
     let engine = engine::running(Kind::Component, None)?;
     let component = code.component(&engine)?;
     let linker = linker(&engine)?;
-    let guest =
-        Guest::new(grants.context()?, Outgoing::new(grants.connects()), Limits::new(budget));
+    let guest = Guest::new(grants.context(), Outgoing::new(grants.connects()), Limits::new(budget));
     let mut store = Store::new(&engine, guest);
     store.limiter(|guest| &mut guest.limits);
     // Nothing shares the process: no turns to take, and signals end it.

@@ -286,7 +286,7 @@ impl Server {
             .ok()
             .and_then(|permit| permit.ok())
             .ok_or_else(|| Failure::new(StatusCode::SERVICE_UNAVAILABLE, "too many requests"))?;
-        let wasi = self.grants.context().map_err(Failure::host)?;
+        let wasi = self.grants.context();
         let guest =
             Guest::new(wasi, Outgoing::new(self.grants.connects()), Limits::new(&self.budget));
         let mut store = Store::new(self.pre.engine(), guest);

@@ -115,6 +115,7 @@ pub(crate) fn parse_bind(text: &str) -> Result<MountSpec> {
                 create_source: true,
                 propagation: options.propagation.unwrap_or_default(),
                 recursive: true,
+                read_only_shallow: false,
             }
         }
         source => {
@@ -229,11 +230,19 @@ fn parse_mount(mount: &Mount) -> Result<MountSpec> {
                 word => propagation(word)
                     .ok_or_else(|| bad(&format!("invalid propagation mode: {word}")))?,
             };
+            if options.read_only_non_recursive && options.read_only_force_recursive {
+                // moby's words (`daemon/oci_linux.go`).
+                return Err(bad(
+                    "mount options conflict: ReadOnlyNonRecursive && ReadOnlyForceRecursive",
+                ));
+            }
             MountKind::Bind {
                 source: clean(&mount.source),
                 create_source: options.create_mountpoint,
                 propagation,
                 recursive: !options.non_recursive,
+                // The kernels that we run on can always be forced.
+                read_only_shallow: options.read_only_non_recursive,
             }
         }
         "volume" => {

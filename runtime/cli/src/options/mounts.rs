@@ -105,6 +105,20 @@ pub fn mount(text: &str) -> Result<Mount> {
         }
     }
     ensure!(!mount.target.is_empty(), "target is required");
+    if let Some(bind) = &mount.bind_options {
+        let needs = |word: &str, what: &str| {
+            format!(
+                "option 'bind-recursive={word}' requires '{what}' to be specified in conjunction"
+            )
+        };
+        if bind.read_only_non_recursive {
+            ensure!(mount.read_only, needs("writable", "readonly"));
+        }
+        if bind.read_only_force_recursive {
+            ensure!(mount.read_only, needs("readonly", "readonly"));
+            ensure!(bind.propagation == "rprivate", needs("readonly", "bind-propagation=rprivate"));
+        }
+    }
     let foreign = [
         (mount.bind_options.is_some(), "bind"),
         (mount.volume_options.is_some(), "volume"),

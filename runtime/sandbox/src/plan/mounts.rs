@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    ffi::CString,
     path::{Path, PathBuf},
 };
 
@@ -196,16 +197,11 @@ pub(super) fn all(
     }
     let mut pending = has_proc.then_some(&sysctls);
     for mount in mounts {
-        let target = container_path(mount.destination())?;
-        if target.as_c_str() == c"/" {
-            let text = "a mount on / would hide the root filesystem";
-            return Err(Error::new(Failure::InvalidSpec, text));
-        }
+        let target = target(mount)?;
         let options = Options::parse(mount)?;
         let kind = mount.typ().as_deref().unwrap_or(if options.bind { "bind" } else { "none" });
-        if !context.style.foreign || !options.bind || !is_procfs(mount.source().as_deref()) {
-            guard_proc(mount.destination(), kind)?;
-        }
+        let procfs = kind == "proc" || options.bind && is_procfs(mount.source().as_deref());
+        guard_proc(mount.destination(), procfs)?;
         match kind {
             _ if options.bind => bind(ops, mount, &options, namespaces, context)?,
             "proc" => {
@@ -230,7 +226,18 @@ pub(super) fn all(
     Ok(())
 }
 
-/// The host's own procfs may be bound where there is no other (as runc).
+/// Where a mount is to be. Links may still lead elsewhere: knarr-init looks at the place itself.
+fn target(mount: &Mount) -> Result<CString, Error> {
+    let target = container_path(mount.destination())?;
+    if target.as_c_str() == c"/" {
+        let text = "a mount on / would hide the root filesystem";
+        return Err(Error::new(Failure::InvalidSpec, text));
+    }
+    Ok(target)
+}
+
+/// The host's own procfs may be bound where there is no other (as runc); knarr-init verifies that
+/// it is one.
 fn is_procfs(source: Option<&Path>) -> bool {
     source == Some(Path::new("/proc"))
 }
@@ -242,6 +249,7 @@ pub(super) fn one(
     namespaces: &Namespaces,
     context: &Context<'_>,
 ) -> Result<(), Error> {
+    target(mount)?;
     let options = Options::parse(mount)?;
     match mount.typ().as_deref() {
         _ if options.bind => bind(ops, mount, &options, namespaces, context),
@@ -268,7 +276,7 @@ fn is_dev(mount: &Mount) -> bool {
 
 /// Nothing but procfs on `/proc`, and in it only what lxcfs puts there (runc
 /// `checkProcMount`): what writes to procfs must reach the kernel.
-fn guard_proc(destination: &Path, kind: &str) -> Result<(), Error> {
+fn guard_proc(destination: &Path, procfs: bool) -> Result<(), Error> {
     const ALLOWED: [&str; 10] = [
         "cpuinfo",
         "diskstats",
@@ -284,7 +292,7 @@ fn guard_proc(destination: &Path, kind: &str) -> Result<(), Error> {
     let clean: PathBuf = destination.components().collect();
     let Ok(inside) = clean.strip_prefix("/proc") else { return Ok(()) };
     let fine = if inside.as_os_str().is_empty() {
-        kind == "proc"
+        procfs
     } else {
         ALLOWED.iter().any(|name| inside == Path::new(name))
     };
@@ -599,12 +607,14 @@ mod tests {
     #[test]
     fn r05_nothing_is_mounted_over_proc() {
         for bad in ["/proc", "/proc/", "//proc/self", "/proc/sys", "/proc/./1/x"] {
-            assert!(guard_proc(Path::new(bad), "bind").is_err(), "{bad}");
+            assert!(guard_proc(Path::new(bad), false).is_err(), "{bad}");
         }
         for good in ["/proc/cpuinfo", "/procfs", "/x/proc"] {
-            assert!(guard_proc(Path::new(good), "bind").is_ok(), "{good}");
+            assert!(guard_proc(Path::new(good), false).is_ok(), "{good}");
         }
-        assert!(guard_proc(Path::new("/proc"), "proc").is_ok());
+        // What is one goes on it and not into it.
+        assert!(guard_proc(Path::new("/proc"), true).is_ok());
+        assert!(guard_proc(Path::new("/proc/1"), true).is_err());
     }
 
     #[test]

@@ -7,10 +7,14 @@
 //! /rootfs/<target>  volumes and tmpfs of the specification
 //! ```
 //!
+//! Whatever the specification names is found with the image's root as `/` ([`Op::Within`]), so
+//! that a link of the image leads to the image's files and never to the jail's own. The jail's
+//! `/etc` is made before the image is there.
+//!
 //! No `/proc`, no `/dev`, no capabilities, no_new_privs, an allow-list of system
 //! calls. The program is `knarr-wasm` by descriptor; 3 is its launch, 4 its code.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use knarr_init::wire::{Op, SOCKET_FD};
 use knarr_model::{
@@ -26,7 +30,7 @@ use super::{
 };
 use crate::{
     Error, Failure,
-    ops::{Bind, Ops, Strings, Wish, container_path},
+    ops::{Bind, Ops, Strings, Wish},
 };
 
 /// What `knarr-wasm` reads from descriptor 3.
@@ -89,14 +93,17 @@ pub(super) fn create(
     join_cgroups(&mut ops, context);
     labels(&mut ops, process)?;
     enter(&mut ops, namespaces, None, Wish::Empty { mode: 0o755 }, &context.style, "")?;
+    etc(&mut ops, spec)?;
     let fd = ops.wish(Wish::Root);
     ops.push(Op::Attach { fd, target: c"/rootfs" });
     let granted =
         launch.preopens.iter().any(|preopen| preopen.path == Path::new("/") && !preopen.read_only);
+    ops.push(Op::Within { path: c"/rootfs" });
     mounts(&mut ops, spec, namespaces, context)?;
     if !granted {
-        ops.push(Op::ReadOnlyMount { path: c"/rootfs" });
+        ops.push(Op::ReadOnlyMount { path: c"/" });
     }
+    ops.push(Op::Within { path: c"" });
     names(&mut ops, spec, namespaces)?;
     let_go(&mut ops, &context.style, namespaces);
     ops.push(Op::ReadOnlyMount { path: c"/" });
@@ -130,24 +137,10 @@ pub(super) fn create(
     Ok(ops)
 }
 
-/// Binds and tmpfs of the specification beneath `/rootfs`; what a native
-/// container needs for itself (`/proc`, `/dev`, `/sys`) is left out.
-fn mounts(
-    ops: &mut Ops,
-    spec: &Spec,
-    namespaces: &Namespaces,
-    context: &Context<'_>,
-) -> Result<(), Error> {
+/// The files that the host program looks names up with, at their usual place in the jail.
+fn etc(ops: &mut Ops, spec: &Spec) -> Result<(), Error> {
     for mount in spec.mounts().iter().flatten() {
         let destination = mount.destination();
-        let system = ["/proc", "/dev", "/sys"].iter().any(|dir| destination.starts_with(dir));
-        if system {
-            continue;
-        }
-        let mut inside = mount.clone();
-        inside.set_destination(rooted(destination)?);
-        mounts::one(ops, &inside, namespaces, context)?;
-        // The host program looks names up with these, at their usual place.
         if ETC.iter().any(|file| destination == Path::new(file))
             && let Some(source) = mount.source()
         {
@@ -164,10 +157,20 @@ fn mounts(
     Ok(())
 }
 
-fn rooted(path: &Path) -> Result<PathBuf, Error> {
-    let clean = container_path(path)?;
-    let text = clean.to_str().map_err(|_| {
-        Error::new(Failure::InvalidSpec, format!("path {:?} is not UTF-8", path.display()))
-    })?;
-    Ok(PathBuf::from(format!("/rootfs{text}")))
+/// Binds and tmpfs of the specification in the image's root; what a native container needs for
+/// itself (`/proc`, `/dev`, `/sys`) is left out.
+fn mounts(
+    ops: &mut Ops,
+    spec: &Spec,
+    namespaces: &Namespaces,
+    context: &Context<'_>,
+) -> Result<(), Error> {
+    for mount in spec.mounts().iter().flatten() {
+        let destination = mount.destination();
+        let system = ["/proc", "/dev", "/sys"].iter().any(|dir| destination.starts_with(dir));
+        if !system {
+            mounts::one(ops, mount, namespaces, context)?;
+        }
+    }
+    Ok(())
 }

@@ -175,3 +175,128 @@ fn x10_deep_trees_of_images_and_containers_do_the_engine_no_harm() {
     world.knarr(&["rm", "miner"]).ok();
     assert_eq!(world.knarr(&["run", "--rm", "busybox", "echo", "alive"]).ok(), "alive");
 }
+
+#[test]
+fn v10_a_read_only_bind_is_read_only_to_the_bottom() {
+    let world = world_of_both();
+    let source = world.path().join("source");
+    let sub = source.join("sub");
+    fs::create_dir_all(&sub).unwrap();
+    world.host_run("mount", &["-t", "tmpfs", "test", sub.to_str().unwrap()]).ok();
+    let write = |flags: &[&str], image: &[&str]| {
+        let run = world.knarr(&[&["run", "--rm"], flags, image].concat());
+        let _ = fs::remove_file(sub.join("new"));
+        run.code
+    };
+    let native = ["busybox", "touch", "/d/sub/new"];
+    let wasm = ["hello", "write", "/d/sub/new", "x"];
+    let source = source.display();
+    let short = |mode: &str| format!("{source}:/d:{mode}");
+    let long = |words: &str| format!("type=bind,src={source},dst=/d,{words}");
+    for image in [&native[..], &wasm] {
+        for (flag, value, written) in [
+            ("-v", short("ro"), false),
+            ("-v", short("rw"), true),
+            ("--mount", long("readonly"), false),
+            ("--mount", long("readonly,bind-recursive=readonly,bind-propagation=rprivate"), false),
+            // Docker's way to say that only the mount itself is meant.
+            ("--mount", long("readonly,bind-recursive=writable"), true),
+        ] {
+            assert_eq!(write(&[flag, &value], image) == 0, written, "{value} {image:?}");
+        }
+    }
+    for (words, why) in [
+        ("bind-recursive=writable", "requires 'readonly'"),
+        ("bind-recursive=readonly,readonly", "requires 'bind-propagation=rprivate'"),
+    ] {
+        let refused = world.knarr(&["run", "--rm", "--mount", &long(words), "busybox", "true"]);
+        assert!(refused.code != 0 && refused.stderr.contains(why), "{words}: {}", refused.stderr);
+    }
+}
+
+#[test]
+fn r12_a_device_file_in_a_volume_is_none() {
+    let world = world();
+    let run = |flags: &[&str], script: &str| {
+        world.knarr(&[&["run", "--rm"], flags, &["busybox", "sh", "-c", script]].concat())
+    };
+    let planted = world.path().join("planted");
+    let bind = format!("{}:/v", planted.display());
+    for volume in ["hold:/v", &bind] {
+        run(&["--privileged", "-v", volume], "mknod /v/null c 1 3; mknod /v/mem c 1 1").ok();
+        for node in ["null", "mem"] {
+            let refused = run(&["-v", volume], &format!("echo x > /v/{node}"));
+            assert!(refused.stderr.contains("Permission denied"), "{volume}: {}", refused.stderr);
+        }
+        // A privileged container has every device.
+        run(&["--privileged", "-v", volume], "echo x > /v/null").ok();
+    }
+    // The host's own devices stay devices, as far as the container may open them.
+    for (bind, node) in [
+        ("/dev/null:/v/one", "/v/one"),
+        ("/dev:/v/dev", "/v/dev/null"),
+        ("/:/v/host:ro", "/v/host/dev/null"),
+    ] {
+        run(&["-v", bind], &format!("echo x > {node}")).ok();
+    }
+    let refused = run(&["-v", "/dev:/v/dev"], "mknod /tmp/mem c 1 1; cat /tmp/mem");
+    assert!(refused.stderr.contains("Operation not permitted"), "{}", refused.stderr);
+}
+
+#[test]
+fn a_guest_finds_its_volume_behind_a_link_of_the_image() {
+    let world = world();
+    let image = ImageBuilder::wasm("linked:latest", "hello").unwrap();
+    let image = image.directory("/real", 0o755).symlink("/data", "/real").symlink("/far", "../new");
+    world.load(&image.docker_archive());
+    for (target, real) in [("/data", "/real"), ("/far", "/new")] {
+        let volume = format!("hold:{target}");
+        let file = format!("{target}/wasm");
+        world.knarr(&["run", "--rm", "-v", &volume, "linked", "write", &file, "cargo"]).ok();
+        let seen = world.knarr(&["run", "--rm", "-v", "hold:/v", "busybox", "cat", "/v/wasm"]).ok();
+        assert_eq!(seen, "cargo", "{target}");
+        let real = format!("{real}/wasm");
+        for path in [&file, &real] {
+            let read = world.knarr(&["run", "--rm", "-v", &volume, "linked", "cat", path]).ok();
+            assert_eq!(read, "cargo", "{path}");
+        }
+        world.knarr(&["volume", "rm", "hold"]).ok();
+    }
+}
+
+#[test]
+fn r05_a_volume_of_an_image_covers_nothing_of_the_kernels() {
+    let world = world();
+    let load = |name: &str, target: &str, volume: &str| {
+        let image = ImageBuilder::busybox().unwrap().named(&format!("{name}:latest"));
+        let image = image.symlink("/x", target).config("Volumes", json!({ volume: {} }));
+        world.load(&image.docker_archive());
+        world.knarr(&["run", "--rm", name, "true"])
+    };
+    for (name, target) in [
+        ("proc", "/proc"),
+        ("below", "proc/sys"),
+        ("sys", "/sys"),
+        ("dev", "../dev"),
+        ("pts", "/dev/pts"),
+        ("root", "/"),
+    ] {
+        let refused = load(name, target, "/x").fails(125);
+        assert!(refused.contains("it would cover"), "{target}: {refused}");
+    }
+    for (name, volume) in [("v-proc", "/proc"), ("v-sys", "/sys"), ("v-dev", "/dev")] {
+        load(name, "/etc", volume).fails(125);
+    }
+    // What neither hides nor replaces anything stays possible.
+    load("link", "/var/new", "/x").ok();
+    load("cgroup", "/etc", "/sys/fs/cgroup").ok();
+    // The user may bind the host's own, as Docker's users do.
+    for bind in ["/sys:/sys:ro", "/dev:/dev", "/proc:/proc", "/proc/uptime:/proc/uptime:ro"] {
+        let script = "echo x > /dev/null && cat /proc/self/comm && ls /sys/kernel > /dev/null";
+        let run = world.knarr(&["run", "--rm", "-v", bind, "busybox", "sh", "-c", script]);
+        assert_eq!(run.ok(), "cat", "{bind}");
+    }
+    let bind = format!("{}:/proc", world.path().display());
+    let refused = world.knarr(&["run", "--rm", "-v", &bind, "busybox", "true"]).fails(125);
+    assert!(refused.contains("/proc"), "{refused}");
+}
