@@ -34,6 +34,7 @@ mod events;
 mod exec;
 mod facades;
 pub mod failpoint;
+mod grants;
 mod host;
 mod leftovers;
 mod logs;

@@ -331,6 +331,7 @@ fn w27_a_wasm_program_gets_what_is_granted_and_no_more() {
     case.wasm = Some(WasmLaunch {
         host: "/usr/libexec/knarr/knarr-wasm".into(),
         code: "/var/lib/knarr/wasm/x.cwasm".into(),
+        identity: None,
         abi: WasmAbi::ComponentCommand,
         preopens: vec![Preopen { path: "/".into(), read_only: true }],
         network: Some(WasmNetwork::default()),

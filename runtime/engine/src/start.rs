@@ -5,6 +5,10 @@
 //!      ─► hosts, resolv.conf ─► attached clients ─► Start ─► row says running
 //! ```
 //!
+//! The process may end before the word to go: its program was started ahead, or could not
+//! be. Then the network cannot be made; what went wrong is what the process said of it, and
+//! `Start` tells that in every case, whichever step met it first.
+//!
 //! No tool is executed and nothing is flushed to disk on this way. If a step
 //! fails, everything that was done is undone and the container is as before,
 //! with the error and Docker's exit code in its state.
@@ -12,9 +16,8 @@
 use std::{net::IpAddr, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Instant};
 
 use knarr_model::{
-    ContainerSpec, EndpointSpec, NamespaceMode, NetworkMode, PortBinding, PortSpec, Transport,
-    WasmAbi, Workload,
-    task::{LOG_SCHEME, LogTarget, Preopen, WasmLaunch, WasmNetwork},
+    ContainerSpec, EndpointSpec, NamespaceMode, NetworkMode, PortBinding, Workload,
+    task::{LOG_SCHEME, LogTarget, WasmLaunch},
 };
 
 use crate::{
@@ -24,6 +27,7 @@ use crate::{
     devices,
     engine::{Engine, now},
     failpoint,
+    grants::grants,
     mounts::{StoredKind, shows_devices},
     oci::{self, Place, Places, ResolvedMount, Source},
     shims::Shim,
@@ -169,7 +173,13 @@ impl Engine {
         failpoint::hit("start.task")?;
 
         made.network = true;
-        self.connect(container, &spec, pid).await?;
+        if let Err(error) = self.connect(container, &spec, pid).await {
+            // Nothing can be connected to a process that is gone, and that is not the reason.
+            if !has_ended(pid).await {
+                return Err(error);
+            }
+            tracing::debug!(%error, container = container.id.short(), "ended before its start");
+        }
         let connected = began.elapsed();
         failpoint::hit("start.network")?;
 
@@ -353,7 +363,9 @@ impl Engine {
     ) -> Result<Option<WasmLaunch>> {
         let Workload::Wasm { abi, module, .. } = &container.workload else { return Ok(None) };
         let code = self.0.images.compiled(module).await.map_err(Error::from_room)?;
-        Ok(Some(grants(*abi, spec, mounts, self.0.config.wasm_host.clone(), code)))
+        let mut launch = grants(*abi, spec, mounts, self.0.config.wasm_host.clone(), code.path);
+        launch.identity = Some(code.identity);
+        Ok(Some(launch))
     }
 
     /// The namespaces of this start: other containers are asked for their pid now.
@@ -504,6 +516,25 @@ impl Engine {
     }
 }
 
+/// Whether a first process has ended that nobody has reaped yet, or is about to: its
+/// namespaces go a moment before.
+async fn has_ended(pid: u32) -> bool {
+    use rustix::{
+        event::{PollFd, PollFlags, poll},
+        process::{Pid, PidfdFlags, pidfd_open},
+    };
+    const MOMENT: rustix::time::Timespec =
+        rustix::time::Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
+    let look = move || {
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+        let mut ends = [PollFd::new(&pidfd, PollFlags::IN)];
+        poll(&mut ends, Some(&MOMENT)).ok()?;
+        Some(ends[0].revents().contains(PollFlags::IN))
+    };
+    tokio::task::spawn_blocking(look).await.ok().flatten().unwrap_or(false)
+}
+
 /// Makes sure that what is to be mounted is there (`-v` makes it, `--mount` does not).
 pub(crate) fn bind_source(source: &std::path::Path, create: bool) -> Result<()> {
     if source.exists() {
@@ -567,43 +598,6 @@ fn bindings(spec: &ContainerSpec) -> Vec<PortBinding> {
 
 pub(crate) fn published(port: &knarr_network::PublishedPort) -> PublishedPort {
     PublishedPort { container: port.port, host_ip: port.host_ip, host_port: port.host_port }
-}
-
-/// Docker's words as grants: deny by default (ARCHITECTURE §5).
-pub(crate) fn grants(
-    abi: WasmAbi,
-    spec: &ContainerSpec,
-    mounts: &[ResolvedMount],
-    host: PathBuf,
-    code: PathBuf,
-) -> WasmLaunch {
-    let mut preopens = vec![Preopen { path: "/".into(), read_only: true }];
-    preopens.extend(mounts.iter().map(|mount| {
-        // Where the mount alone is read-only, the kernel knows what is and what is not.
-        let shallow = matches!(mount.source, Source::Path { read_only_shallow: true, .. });
-        Preopen { path: mount.target.clone(), read_only: mount.read_only && !shallow }
-    }));
-    let network = match spec.network_mode {
-        NetworkMode::None => None,
-        _ => {
-            let ports = |transport: Transport| -> Vec<u16> {
-                let of = |port: &PortSpec| (port.transport == transport).then_some(port.port);
-                let all: std::collections::BTreeSet<u16> = spec
-                    .exposed_ports
-                    .iter()
-                    .filter_map(of)
-                    .chain(spec.published.iter().filter_map(|binding| of(&binding.container)))
-                    .collect();
-                all.into_iter().collect()
-            };
-            let mut listen_tcp = ports(Transport::Tcp);
-            if abi == WasmAbi::HttpProxy && listen_tcp.is_empty() {
-                listen_tcp.push(8080);
-            }
-            Some(WasmNetwork { listen_tcp, listen_udp: ports(Transport::Udp), dns: true })
-        }
-    };
-    WasmLaunch { host, code, abi, preopens, network, memory: spec.resources.memory }
 }
 
 /// Docker's exit code for a start that failed (moby `daemon/errors.go` `setExitCodeFromError`).

@@ -1,4 +1,4 @@
-use knarr_model::PortSpec;
+use knarr_model::{PortSpec, Transport, WasmAbi, task::Preopen};
 
 use super::*;
 

@@ -1,19 +1,23 @@
 //! Compiling Wasm ahead of time, in a child process of its own.
 //!
 //! ```text
-//!   module's file ─▶ stdin  knarr-wasm compile  stdout ─▶ a nameless file ─ flush, link ─▶ wasm/<host>/<module>.cwasm
+//!   an entry that is sound ─────────────────────────────────────────────────────▶ used
+//!   missing, or in doubt ─▶ the program's turn ─▶ still so? ─▶ a compiler's turn
+//!     module's file ─▶ stdin  knarr-wasm compile  stdout ─▶ a nameless file ─ flush, name, seal
 //! ```
 //!
 //! `<host>` is what `knarr-wasm fingerprint` answers: a hash of wasmtime's
 //! version, the CPU's features and the configuration. Another host program or
 //! another CPU has another directory, so code is never loaded that was made for
 //! something else; what is missing is compiled when it is asked for. Only this
-//! module writes here, and never from an image's bytes as they are. knarrd and
-//! containerd's shims share the directory: a lock on it lets one compile at a time.
+//! room writes here, and never from an image's bytes as they are. knarrd and
+//! containerd's shims share the directory: `turns.rs` says who compiles when, and
+//! `entry.rs` what is believed.
 //!
 //! **How it fails.** The child limits its own CPU time and memory; one that is
 //! killed for it, or takes longer than [`TIME_MAX`], is `compile limit`. What
-//! it says on standard error is the message otherwise.
+//! it says on standard error is the message otherwise. An entry in doubt is a
+//! line in the log and is compiled again.
 //!
 //! Programs that live for one container ask for the fingerprint, too: it is kept in
 //! `wasm/host`, and believed for the same host program since the same boot.
@@ -21,25 +25,26 @@
 use std::{
     fs::File,
     io::{Read, Seek, SeekFrom},
-    os::{
-        fd::AsRawFd,
-        unix::{
-            fs::{DirBuilderExt, MetadataExt},
-            process::ExitStatusExt,
-        },
+    os::unix::{
+        fs::{DirBuilderExt, MetadataExt},
+        process::ExitStatusExt,
     },
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     sync::{Mutex, OnceLock, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use knarr_model::Digest;
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use sha2::{Digest as _, Sha256};
-use tokio::{io::AsyncReadExt, process::Command, sync::Semaphore};
+use tokio::{io::AsyncReadExt, process::Command};
 
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    entry::{Code, Entry, Standing},
+    turns,
+};
 
 /// A busy machine may need minutes for the largest programs.
 const TIME_MAX: Duration = Duration::from_secs(300);
@@ -63,8 +68,6 @@ pub struct Compiler {
     /// `<data root>/wasm`.
     cache: PathBuf,
     fingerprint: Mutex<Option<Fingerprint>>,
-    /// One at a time: the compiler uses every core itself.
-    turn: Semaphore,
 }
 
 /// What the host program answered.
@@ -83,46 +86,81 @@ impl Compiler {
             program: compiler.program,
             cache: data_root.join("wasm"),
             fingerprint: Mutex::default(),
-            turn: Semaphore::new(1),
         }
     }
 
-    /// Where a module's code is for this host, whether it is there or not.
+    /// The code of a module for this host, where it is there and what was compiled.
     ///
     /// # Errors
-    /// When the host program does not answer.
-    pub async fn path(&self, module: &Digest) -> Result<PathBuf> {
-        let host = self.fingerprint(module).await?;
-        Ok(self.cache.join(host).join(format!("{}.cwasm", module.hex())))
+    /// When the host program does not answer, or the cache cannot be read.
+    pub async fn ready(&self, module: &Digest) -> Result<Option<Code>> {
+        let entry = self.entry(module).await?;
+        self.look(&entry).await
+    }
+
+    /// The fingerprint of the host, where somebody has asked for it: entries of others are
+    /// not run here.
+    pub fn host(&self) -> Option<String> {
+        let known = self.fingerprint.lock().unwrap_or_else(PoisonError::into_inner);
+        known.as_ref().map(|known| known.host.clone())
     }
 
     /// Compiles a module whose bytes are `source`, unless its code is there.
     ///
     /// # Errors
     /// [`Error::Compile`], also for what the host failed at.
-    pub async fn compile(&self, module: &Digest, source: File) -> Result<PathBuf> {
-        let target = self.path(module).await?;
-        let _turn = self.turn.acquire().await;
-        if target.exists() {
-            return Ok(target);
+    pub async fn compile(&self, module: &Digest, source: File) -> Result<Code> {
+        let entry = self.entry(module).await?;
+        if let Some(code) = self.look(&entry).await? {
+            return Ok(code);
         }
         let failed = |why: String| Error::Compile { module: *module, why };
-        let prepared = {
-            let (target, module) = (target.clone(), *module);
-            tokio::task::spawn_blocking(move || prepare(&module, source, &target))
-                .await
-                .map_err(|e| failed(e.to_string()))?
-                .map_err(|e| failed(e.to_string()))?
+        let internal = |error: std::io::Error| failed(error.to_string());
+        let late = || {
+            let seconds = TIME_MAX.as_secs();
+            failed(format!("compile limit: others have been compiling for more than {seconds} s"))
         };
-        let Some((source, output, lock)) = prepared else { return Ok(target) };
+        make_directory(&entry.directory()).map_err(internal)?;
+        let until = Instant::now() + TIME_MAX;
+        let turn = turns::of_program(&self.cache, module, until).await.map_err(internal)?;
+        let _program = turn.ok_or_else(late)?;
+        // Somebody else may have compiled it meanwhile.
+        if let Some(code) = self.look(&entry).await? {
+            return Ok(code);
+        }
+        let bytes = source.metadata().map_err(internal)?.len();
+        let turn = turns::to_compile(&self.cache, bytes, until).await.map_err(internal)?;
+        let _compiler = turn.ok_or_else(late)?;
+        let (directory, module) = (entry.directory(), *module);
+        let (source, output) =
+            blocking(move || prepare(&module, source, &directory)).await.map_err(internal)?;
         self.run(source, &output).await.map_err(failed)?;
-        let path = target.clone();
-        tokio::task::spawn_blocking(move || finish(&output, &path))
-            .await
-            .map_err(|e| failed(e.to_string()))?
-            .map_err(|e| failed(e.to_string()))?;
-        drop(lock);
-        Ok(target)
+        blocking(move || entry.put(output)).await.map_err(internal)
+    }
+
+    /// Where a module's code is for this host, and what it must be.
+    async fn entry(&self, module: &Digest) -> Result<Entry> {
+        let host = self.fingerprint(module).await?;
+        let boot = boot().map_err(|error| Error::Internal(format!("read the boot id: {error}")))?;
+        Ok(Entry { cache: self.cache.clone(), host, module: *module, boot: boot.to_owned() })
+    }
+
+    /// The entry's code, where it is sound; doubts are told.
+    async fn look(&self, entry: &Entry) -> Result<Option<Code>> {
+        let asked = entry.clone();
+        match blocking(move || asked.standing()).await {
+            Ok(Standing::Sound(code)) => Ok(Some(code)),
+            Ok(Standing::Missing) => Ok(None),
+            Ok(Standing::Doubtful(why)) => {
+                let module = &entry.module;
+                tracing::warn!(%module, "the compiled code is not used, and made again: {why}");
+                Ok(None)
+            }
+            Err(error) => {
+                let path = entry.path();
+                Err(Error::Internal(format!("read {}: {error}", path.display())))
+            }
+        }
     }
 
     /// A file without a name in the cache's directory, for a program on its way here.
@@ -210,15 +248,8 @@ impl Compiler {
 
     /// The host program as it is now.
     fn identity(&self) -> std::io::Result<String> {
-        static BOOT: OnceLock<String> = OnceLock::new();
         let is = std::fs::metadata(&self.program)?;
-        let boot = match BOOT.get() {
-            Some(boot) => boot,
-            None => {
-                let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
-                BOOT.get_or_init(|| boot.trim().to_owned())
-            }
-        };
+        let boot = boot()?;
         Ok(format!("{}:{}:{}.{:09}:{boot}", is.dev(), is.ino(), is.ctime(), is.ctime_nsec()))
     }
 }
@@ -255,13 +286,25 @@ fn ended(status: ExitStatus) -> std::result::Result<(), String> {
     }
 }
 
-/// Takes the cache's lock, checks that the bytes are still the module's and opens
-/// the output; none where somebody else has compiled it meanwhile.
-fn prepare(
-    module: &Digest,
-    mut source: File,
-    target: &Path,
-) -> std::io::Result<Option<(File, File, File)>> {
+/// Off the thread that serves others.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> std::io::Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| Err(panic.into()))
+}
+
+/// This boot's id.
+fn boot() -> std::io::Result<&'static str> {
+    static BOOT: OnceLock<String> = OnceLock::new();
+    if let Some(boot) = BOOT.get() {
+        return Ok(boot);
+    }
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    Ok(BOOT.get_or_init(|| boot.trim().to_owned()))
+}
+
+/// Checks that the bytes are still the module's and opens the output.
+fn prepare(module: &Digest, mut source: File, directory: &Path) -> std::io::Result<(File, File)> {
     source.seek(SeekFrom::Start(0))?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 128 * 1024];
@@ -275,29 +318,12 @@ fn prepare(
         return Err(std::io::Error::other("its bytes on the disk have changed"));
     }
     source.seek(SeekFrom::Start(0))?;
-    let directory = target.parent().unwrap_or(Path::new("/"));
-    make_directory(directory)?;
-    let lock = File::open(directory)?;
-    lock.lock()?;
-    if target.exists() {
-        return Ok(None);
-    }
     // Without a name until it is whole: a crash leaves nothing.
-    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     let output = File::from(rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR)?);
-    Ok(Some((source, output, lock)))
+    Ok((source, output))
 }
 
 fn make_directory(path: &Path) -> std::io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
-}
-
-fn finish(output: &File, target: &Path) -> std::io::Result<()> {
-    if output.metadata()?.len() == 0 {
-        return Err(std::io::Error::other("the compiler wrote nothing"));
-    }
-    output.sync_data()?;
-    let nameless = format!("/proc/self/fd/{}", output.as_raw_fd());
-    rustix::fs::linkat(CWD, nameless, CWD, target, AtFlags::SYMLINK_FOLLOW)?;
-    File::open(target.parent().unwrap_or(Path::new("/")))?.sync_all()
 }

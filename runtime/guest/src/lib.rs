@@ -10,16 +10,20 @@
 //! others find its code.
 //!
 //! **How it fails.** [`Error`] says whether the program or the host is to blame;
-//! nothing half-compiled is ever seen under a program's name.
+//! nothing half-compiled is ever seen under a program's name, and nothing is run that is
+//! not what was compiled.
 
 #![forbid(unsafe_code)]
 
 mod compile;
+mod entry;
 mod program;
+mod turns;
 
 use knarr_model::Digest;
 
 pub use compile::{Compiler, WasmCompiler};
+pub use entry::Code;
 pub use program::{Interface, Magic, PROGRAM_MAX, Program, inspect, interface, is_program, magic};
 
 /// What this room answers.

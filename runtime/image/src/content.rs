@@ -138,21 +138,25 @@ impl Contents {
 
     /// As [`Contents::sweep`], and what broken pulls left to go on with later
     /// goes too: their partial blobs, and their leases with what those held. Blocks.
-    pub(crate) fn prune(&self) -> Result<knarr_store::Swept> {
+    pub(crate) fn prune(&self, wasm_host: Option<String>) -> Result<knarr_store::Swept> {
         // First what needs no write to the database, which may have no space for it.
         let partial = self.store.sweep_partial()?;
-        let mut swept = self.sweep_with(|| Ok(self.db.leases_keep(&self.live())?))?;
+        let mut swept = self.sweep_with(wasm_host, || Ok(self.db.leases_keep(&self.live())?))?;
         swept.bytes += partial;
         Ok(swept)
     }
 
-    /// Takes the names of everything away that nothing names, then deletes it.
-    /// Blocks.
-    pub(crate) fn sweep(&self) -> Result<knarr_store::Swept> {
-        self.sweep_with(|| Ok(()))
+    /// Takes the names of everything away that nothing names, then deletes it; and the code
+    /// compiled for other Wasm hosts than this one, where it is known. Blocks.
+    pub(crate) fn sweep(&self, wasm_host: Option<String>) -> Result<knarr_store::Swept> {
+        self.sweep_with(wasm_host, || Ok(()))
     }
 
-    fn sweep_with(&self, before: impl FnOnce() -> Result<()>) -> Result<knarr_store::Swept> {
+    fn sweep_with(
+        &self,
+        wasm_host: Option<String>,
+        before: impl FnOnce() -> Result<()>,
+    ) -> Result<knarr_store::Swept> {
         if self.keep_all.load(Ordering::Relaxed) {
             tracing::warn!("nothing is swept: the record of an image is damaged");
             return Ok(knarr_store::Swept::default());
@@ -161,7 +165,7 @@ impl Contents {
             let _naming = self.naming.write().unwrap_or_else(PoisonError::into_inner);
             before()?;
             let Named { blobs, layers, modules } = self.db.content_named(now())?;
-            self.store.sweep(&Keep { blobs, layers, modules })?
+            self.store.sweep(&Keep { blobs, layers, modules, wasm_host })?
         };
         for retired in &swept.retired {
             // Its name is gone; it is tried again.

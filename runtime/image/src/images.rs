@@ -1,8 +1,8 @@
 //! The images of one engine: the face of this room.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
-use knarr_guest::Compiler;
+use knarr_guest::{Code, Compiler};
 use knarr_model::{Digest, Platform, Reference, Workload};
 use knarr_registry::{Auth, Registry};
 use knarr_state::{Db, images::ImageRow};
@@ -313,14 +313,13 @@ impl Images {
     }
 
     /// The code compiled ahead from a module for this host; compiles it where it
-    /// is missing (another wasmtime version, another CPU).
+    /// is missing (another wasmtime version, another CPU) or is not what was compiled.
     ///
     /// # Errors
     /// [`crate::Error::Guest`].
-    pub async fn compiled(&self, module: &Digest) -> Result<PathBuf> {
-        let path = self.0.compiler.path(module).await?;
-        if path.exists() {
-            return Ok(path);
+    pub async fn compiled(&self, module: &Digest) -> Result<Code> {
+        if let Some(code) = self.0.compiler.ready(module).await? {
+            return Ok(code);
         }
         let row = self.0.contents.db.image_by_module(module)?;
         let row = row.ok_or_else(|| Error::NotFound(module.to_string()))?;
@@ -406,13 +405,15 @@ impl Inner {
 
     pub(crate) async fn sweep(self: &Arc<Self>) -> Result<Pruned> {
         let contents = Arc::clone(&self.contents);
-        Ok(pruned(blocking(move || contents.sweep()).await?))
+        let host = self.compiler.host();
+        Ok(pruned(blocking(move || contents.sweep(host)).await?))
     }
 
     /// A sweep that takes what broken pulls left, too.
     pub(crate) async fn sweep_all(self: &Arc<Self>) -> Result<Pruned> {
         let contents = Arc::clone(&self.contents);
-        Ok(pruned(blocking(move || contents.prune()).await?))
+        let host = self.compiler.host();
+        Ok(pruned(blocking(move || contents.prune(host)).await?))
     }
 
     /// A sweep after a failure, which is what the caller wants to know of.

@@ -368,7 +368,7 @@ async fn the_layouts_of_wasm_images() {
         assert_eq!(path.is_some(), name.starts_with('a') || name.starts_with("bytes"), "{name}");
         // Compiled already, by a child that got the module's bytes.
         let code = fixture.images.compiled(module).await.unwrap();
-        assert!(fs::read(&code).unwrap().starts_with(b"compiled:\0asm"), "{name}");
+        assert!(fs::read(&code.path).unwrap().starts_with(b"compiled:\0asm"), "{name}");
         let inspect = fixture.images.inspect(name).unwrap();
         assert!(!inspect.wasm_exports.is_empty(), "{name}");
     }
@@ -564,7 +564,7 @@ async fn w_compile_limits_and_failures_are_told() {
     fixture.compiler_as("beef", "printf other:; exec cat");
     let second = fixture.images.compiled(&module).await.unwrap();
     assert_ne!(first, second);
-    assert!(fs::read(second).unwrap().starts_with(b"other:"));
+    assert!(fs::read(second.path).unwrap().starts_with(b"other:"));
 }
 
 #[tokio::test]

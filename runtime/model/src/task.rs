@@ -107,14 +107,34 @@ pub struct WasmLaunch {
     pub host: PathBuf,
     /// Code compiled ahead by this very host, from the engine's own cache.
     pub code: PathBuf,
+    /// The file that was checked there; the host runs no other.
+    #[serde(default)]
+    pub identity: Option<CodeIdentity>,
     /// How the program is called.
     pub abi: WasmAbi,
     /// Directories: the image's root filesystem and each mount.
     pub preopens: Vec<Preopen>,
     /// Sockets; none denies them all.
     pub network: Option<WasmNetwork>,
-    /// Linear memory of all instances together, in bytes.
+    /// What the kernel lets the container have, in bytes: the guest's part is what the
+    /// host program leaves of it.
     pub memory: Option<u64>,
+}
+
+/// Which file it is, and that nobody has written to it since: the kernel changes the time
+/// with every write, and nobody else can.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CodeIdentity {
+    /// The device of its filesystem.
+    pub device: u64,
+    /// Its number there.
+    pub inode: u64,
+    /// Bytes.
+    pub size: u64,
+    /// The time of its last change, content or not: seconds since 1970.
+    pub changed: i64,
+    /// And nanoseconds.
+    pub changed_nanoseconds: i64,
 }
 
 /// A directory that a Wasm program may open things beneath.

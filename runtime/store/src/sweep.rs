@@ -8,6 +8,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ffi::OsStr,
     fs::DirEntry,
     path::{Path, PathBuf},
     sync::PoisonError,
@@ -21,6 +22,9 @@ use crate::{Error, Result, Store, remove_tree, snapshots::TRASH};
 /// Partial blobs that nobody touched for so long are given up.
 const PARTIAL_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
 
+/// Files of the code cache: compiled code, and what makes it believed.
+const COMPILED: [&str; 2] = [".cwasm", ".seal"];
+
 /// What stays.
 #[derive(Debug, Clone, Default)]
 pub struct Keep {
@@ -30,6 +34,8 @@ pub struct Keep {
     pub layers: BTreeSet<Digest>,
     /// Wasm modules whose compiled code stays.
     pub modules: BTreeSet<Digest>,
+    /// The fingerprint of the Wasm host that it must be compiled for; none is any.
+    pub wasm_host: Option<String>,
 }
 
 /// What a sweep took away.
@@ -74,9 +80,12 @@ impl Store {
             }
         }
         if let Ok(hosts) = std::fs::read_dir(self.root().join("wasm")) {
-            for host in hosts.flatten() {
-                for (digest, path) in named_by_digest(&host.path(), ".cwasm").unwrap_or_default() {
-                    if !keep.modules.contains(&digest) {
+            for host in hosts.flatten().map(|host| host.path()) {
+                let ours = keep.wasm_host.as_ref();
+                let ours = ours.is_none_or(|ours| host.file_name() == Some(OsStr::new(ours)));
+                let files = COMPILED.map(|suffix| named_by_digest(&host, suffix));
+                for (digest, path) in files.into_iter().flatten().flatten() {
+                    if !(ours && keep.modules.contains(&digest)) {
                         swept.remove_file(&path);
                     }
                 }

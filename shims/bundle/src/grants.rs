@@ -54,11 +54,16 @@ pub(crate) fn network(spec: &Spec, abi: WasmAbi) -> Result<WasmNetwork> {
     Ok(network)
 }
 
-/// The memory limit, in bytes; none where there is none.
+/// The most memory that the container can have, in bytes: its limit, or the machine's.
 pub(crate) fn memory(spec: &Spec) -> Option<u64> {
-    let resources = spec.linux().as_ref()?.resources().as_ref()?;
-    let limit = resources.memory().as_ref()?.limit()?;
-    u64::try_from(limit).ok().filter(|bytes| *bytes > 0)
+    let limit = || {
+        let resources = spec.linux().as_ref()?.resources().as_ref()?;
+        let limit = resources.memory().as_ref()?.limit()?;
+        u64::try_from(limit).ok().filter(|bytes| *bytes > 0)
+    };
+    let machine = rustix::system::sysinfo();
+    let machine = machine.totalram.saturating_mul(u64::from(machine.mem_unit.max(1)));
+    Some(limit().unwrap_or(u64::MAX).min(machine))
 }
 
 #[cfg(test)]

@@ -157,7 +157,8 @@ impl Host {
         let code = self.compiler.compile(&program.module, file).await?;
         Ok(WasmLaunch {
             host: self.program.clone(),
-            code,
+            code: code.path,
+            identity: Some(code.identity),
             abi: program.abi,
             preopens: grants::preopens(spec),
             network: Some(grants::network(spec, program.abi)?),
