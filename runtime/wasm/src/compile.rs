@@ -6,13 +6,19 @@
 //!
 //! Compiling is the one place where a module's author chooses how much work is
 //! done: a compile bomb is no bug of the compiler. So a worker does it, which
-//! first gives away everything it does not need, and a supervisor says in words
-//! what the worker died of.
+//! first gives away everything it does not need, goes behind everybody else, and has
+//! limits that grow with the module: a small one cannot take the time of a large one. A
+//! supervisor says in words what the worker died of, and ends it when nobody waits any
+//! more.
 
 use std::{
     io::{self, Read as _, Write as _},
-    os::unix::process::{CommandExt as _, ExitStatusExt as _},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::process::{CommandExt as _, ExitStatusExt as _},
+    },
     process::Command,
+    thread,
 };
 
 use nix::{
@@ -22,7 +28,9 @@ use nix::{
     unistd::{Gid, Uid, setgid, setgroups, setuid},
 };
 use rustix::{
-    process::{Resource, Rlimit, Signal},
+    event::{PollFd, PollFlags, poll},
+    fs::FileType,
+    process::{Pid, PidfdFlags, Resource, Rlimit, Signal, pidfd_open, pidfd_send_signal},
     thread::{CapabilitySet, CapabilitySets},
 };
 use wasmtime::{Result, error::Context as _};
@@ -36,8 +44,14 @@ pub(crate) const WORKER: &str = "compile-worker";
 const MAX_MODULE: u64 = 256 << 20;
 /// Processor time: clang takes 80 s on the machine this was chosen on.
 const MAX_SECONDS: u64 = 240;
+/// The same of a module without contents, and for each MiB; programs take about 1 s for one.
+const SECONDS: (u64, u64) = (10, 4);
 /// Memory of the worker, which on cgroup v1 nothing else bounds.
 const MAX_MEMORY: u64 = 4 << 30;
+/// The same of a module without contents (threads and their arenas), and for each byte.
+const MEMORY: (u64, u64) = (1 << 30, 48);
+/// Less urgent than what serves somebody, but not at the mercy of a busy machine.
+const NICE: i32 = 10;
 /// The largest code: up to three times the module.
 const MAX_CODE: u64 = 1 << 30;
 /// `nobody`, in Debian as elsewhere.
@@ -46,22 +60,28 @@ const NOBODY: u32 = 65534;
 /// Runs the worker and says what became of it.
 pub(crate) fn supervise() -> Result<u8> {
     let program = std::env::current_exe().context("cannot find this program")?;
-    let status = Command::new(program)
+    let limits = Limits::of(&io::stdin());
+    let mut worker = Command::new(program)
         .arg0("knarr-wasm")
         .arg(WORKER)
         .env_clear()
-        .status()
+        .spawn()
         .context("cannot start the compiler")?;
+    let worker_process = Pid::from_child(&worker);
+    let pidfd = pidfd_open(worker_process, PidfdFlags::empty()).context("the compiler")?;
+    thread::spawn(move || end_with_listener(pidfd.as_fd()));
+    let status = worker.wait().context("cannot wait for the compiler")?;
     let Some(signal) = status.signal() else {
         return Ok(if status.success() { 0 } else { 1 });
     };
     match Signal::from_named_raw(signal) {
         Some(Signal::XCPU | Signal::KILL) => wasmtime::bail!(
-            "compile limit: the module takes more than {MAX_SECONDS} s of processor time"
+            "compile limit: the module takes more than {} s of processor time",
+            limits.seconds
         ),
         Some(Signal::ABORT) => wasmtime::bail!(
-            "compile limit: the module takes more than {} GiB of memory",
-            MAX_MEMORY >> 30
+            "compile limit: the module takes more than {} MiB of memory",
+            limits.memory >> 20
         ),
         Some(Signal::XFSZ) => {
             wasmtime::bail!("compile limit: the code is larger than {} GiB", MAX_CODE >> 30)
@@ -70,9 +90,47 @@ pub(crate) fn supervise() -> Result<u8> {
     }
 }
 
+/// Ends the worker when whoever reads what it says is gone: nobody waits for the code then.
+fn end_with_listener(worker: BorrowedFd<'_>) {
+    let stderr = io::stderr();
+    let mut ends = [PollFd::new(&stderr, PollFlags::empty())];
+    // Where it is no pipe, it never says so.
+    while poll(&mut ends, None) == Err(rustix::io::Errno::INTR) {}
+    if ends[0].revents().contains(PollFlags::ERR) {
+        let _ = pidfd_send_signal(worker, Signal::KILL);
+    }
+}
+
+/// What a module may cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Limits {
+    /// Of processor time.
+    seconds: u64,
+    /// In bytes.
+    memory: u64,
+}
+
+impl Limits {
+    /// Of the module in an open file; the most, where its size is not known before.
+    fn of(module: &impl AsFd) -> Self {
+        let known = rustix::fs::fstat(module).ok();
+        let known = known.filter(|stat| FileType::from_raw_mode(stat.st_mode).is_file());
+        known.map_or(Self { seconds: MAX_SECONDS, memory: MAX_MEMORY }, |stat| {
+            Self::of_size(u64::try_from(stat.st_size).unwrap_or(u64::MAX))
+        })
+    }
+
+    fn of_size(bytes: u64) -> Self {
+        Self {
+            seconds: (SECONDS.0 + SECONDS.1 * (bytes >> 20)).min(MAX_SECONDS),
+            memory: bytes.saturating_mul(MEMORY.1).saturating_add(MEMORY.0).min(MAX_MEMORY),
+        }
+    }
+}
+
 /// Compiles descriptor 0 to descriptor 1.
 pub(crate) fn work() -> Result<u8> {
-    confine().context("cannot confine the compiler")?;
+    confine(Limits::of(&io::stdin())).context("cannot confine the compiler")?;
     let mut binary = Vec::new();
     io::stdin().lock().take(MAX_MODULE + 1).read_to_end(&mut binary).context("cannot read")?;
     wasmtime::ensure!(
@@ -93,13 +151,16 @@ pub(crate) fn work() -> Result<u8> {
 }
 
 /// Gives away what compiling does not need.
-fn confine() -> Result<()> {
+fn confine(most: Limits) -> Result<()> {
     // The engine that asked may die; then nobody waits for the answer.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     rustix::thread::set_no_new_privs(true)?;
+    // Not at the cost of what serves somebody. Where it is not allowed, it is not needed.
+    let _ = rustix::process::nice(NICE);
+    let _ = knarr_sys::work_in_background();
     let limits = [
-        (Resource::Cpu, MAX_SECONDS, MAX_SECONDS + 5),
-        (Resource::Data, MAX_MEMORY, MAX_MEMORY),
+        (Resource::Cpu, most.seconds, most.seconds + 5),
+        (Resource::Data, most.memory, most.memory),
         (Resource::Fsize, MAX_CODE, MAX_CODE),
         (Resource::Core, 0, 0),
         (Resource::Nofile, 64, 64),
@@ -138,4 +199,19 @@ fn become_nobody() -> nix::Result<()> {
     setgroups(&[])?;
     setgid(Gid::from_raw(NOBODY))?;
     setuid(Uid::from_raw(NOBODY))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn w05_a_small_module_cannot_take_what_a_large_one_may() {
+        let at = |mebibytes: u64| Limits::of_size(mebibytes << 20);
+        assert_eq!(at(0), Limits { seconds: 10, memory: 1 << 30 });
+        assert_eq!(at(3).seconds, 22);
+        // clang's 75 MB take 80 s and the whole of the memory.
+        assert_eq!(at(75), Limits { seconds: MAX_SECONDS, memory: MAX_MEMORY });
+        assert_eq!(Limits::of_size(u64::MAX).memory, MAX_MEMORY);
+    }
 }

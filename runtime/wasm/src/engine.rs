@@ -14,13 +14,13 @@ use wasmtime::{
     Config, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, Result,
 };
 
-use crate::inherited::MappedCode;
+use crate::{
+    budget::{Division, HOST_STACK},
+    inherited::MappedCode,
+};
 
 /// Raised when something that the cache's key cannot see changes.
 const FORMAT: &[u8] = b"knarr-wasm 1\n";
-
-/// Stack of a guest, in bytes: as much as Linux gives a native thread.
-const GUEST_STACK: usize = 8 << 20;
 
 /// The two kinds of WebAssembly binary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,13 +77,14 @@ pub(crate) fn compiling(kind: Kind) -> Result<Engine> {
     Engine::new(&config(kind))
 }
 
-/// The engine of `run` and `serve`.
+/// The engine of `run` and `serve`, with the sizes that the container's memory allows.
 ///
 /// `instances` is how many there are at once: where it is many, their memories
 /// come from a pool of slots, if the address space has room for one.
-pub(crate) fn running(kind: Kind, instances: Option<u32>) -> Result<Engine> {
+pub(crate) fn running(kind: Kind, division: &Division, instances: Option<u32>) -> Result<Engine> {
     let mut config = config(kind);
-    config.max_wasm_stack(GUEST_STACK).async_stack_size(GUEST_STACK + (1 << 20));
+    let stack = usize::try_from(division.stack)?;
+    config.max_wasm_stack(stack).async_stack_size(stack + usize::try_from(HOST_STACK)?);
     if kind == Kind::Component {
         config.with_custom_code_memory(Some(Arc::new(MappedCode)));
     }
@@ -98,9 +99,13 @@ pub(crate) fn running(kind: Kind, instances: Option<u32>) -> Result<Engine> {
             .max_component_instance_size(4 << 20)
             .max_core_instance_size(4 << 20)
             // What an instance wrote is wiped; this much of it without unmapping.
-            .linear_memory_keep_resident(64 << 10)
-            .table_keep_resident(16 << 10);
-        config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+            .linear_memory_keep_resident(division.resident)
+            .table_keep_resident(division.resident / 4)
+            .async_stack_keep_resident(division.resident / 2);
+        // A stack that one deep guest has used is not the host's to keep.
+        config
+            .async_stack_zeroing(true)
+            .allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     }
     Engine::new(&config)
 }

@@ -93,7 +93,15 @@ struct Directory {
 impl Launch {
     /// Parses descriptor 3.
     pub(crate) fn parse(text: &[u8]) -> Result<Self> {
-        serde_json::from_slice(text).context("the launch on descriptor 3 is damaged")
+        let launch: Self =
+            serde_json::from_slice(text).context("the launch on descriptor 3 is damaged")?;
+        // Preview 1 ends its strings with NUL: the guest would see another than was given.
+        for (what, all) in [("argument", &launch.args), ("variable", &launch.env)] {
+            if let Some(one) = all.iter().find(|one| one.contains('\0')) {
+                wasmtime::bail!("the {what} {one:?} holds a NUL character");
+            }
+        }
+        Ok(launch)
     }
 
     /// Opens the directories; the rest is moved.
@@ -248,17 +256,17 @@ impl Grants {
         self.network.is_some()
     }
 
-    /// What one component's instance begins with.
-    pub(crate) fn context(&self) -> WasiCtx {
-        let mut whole = Whole::new(self.builder().build());
+    /// What one component's instance begins with. `call` is what one call may copy, in bytes.
+    pub(crate) fn context(&self, call: usize) -> WasiCtx {
+        let mut whole = Whole::new(self.builder(call).build());
         *whole.filesystem().ctx = self.directories.clone();
         whole.wasi
     }
 
     /// The same for preview 1, which has no word for a working directory: Go's
     /// runtime takes it from `PWD`, wasi-libc's programs always begin in `/`.
-    pub(crate) fn preview1(&self) -> WasiP1Ctx {
-        let mut wasi = self.builder();
+    pub(crate) fn preview1(&self, call: usize) -> WasiP1Ctx {
+        let mut wasi = self.builder(call);
         if self.cwd != "/" && self.env.iter().all(|(name, _)| name != "PWD") {
             wasi.env("PWD", &self.cwd);
         }
@@ -268,9 +276,10 @@ impl Grants {
     }
 
     /// The same without directories, for either generation of WASI.
-    fn builder(&self) -> WasiCtxBuilder {
+    fn builder(&self, call: usize) -> WasiCtxBuilder {
         let mut wasi = WasiCtxBuilder::new();
         wasi.args(&self.args)
+            .max_random_size(call as u64)
             .envs(&self.env)
             .initial_cwd(&self.cwd)
             .inherit_stdout()

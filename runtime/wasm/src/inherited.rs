@@ -15,6 +15,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
+use knarr_model::task::CodeIdentity;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
 use wasmtime::{
     CustomCodeMemory, Engine, Module, Result, component::Component, error::Context as _,
@@ -83,6 +84,31 @@ impl Gate {
 pub(crate) struct Code(File);
 
 impl Code {
+    /// Makes sure that it is the very file that was checked, and that nobody has written to
+    /// it since.
+    pub(crate) fn is(&self, checked: Option<&CodeIdentity>) -> Result<()> {
+        use std::os::linux::fs::MetadataExt as _;
+        let Some(checked) = checked else { return Ok(()) };
+        let is = self.0.metadata().context("the compiled code")?;
+        let found = CodeIdentity {
+            device: is.st_dev(),
+            inode: is.st_ino(),
+            size: is.st_size(),
+            changed: is.st_ctime(),
+            changed_nanoseconds: is.st_ctime_nsec(),
+        };
+        wasmtime::ensure!(
+            found == *checked,
+            "the compiled code is not the one that was checked: it has changed since"
+        );
+        Ok(())
+    }
+
+    /// Its size in bytes.
+    pub(crate) fn size(&self) -> Result<u64> {
+        Ok(self.0.metadata().context("the compiled code")?.len())
+    }
+
     /// The same file once more.
     pub(crate) fn again(&self) -> Result<Self> {
         Ok(Self(self.0.try_clone().context("cannot duplicate the code's descriptor")?))

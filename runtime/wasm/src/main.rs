@@ -24,7 +24,10 @@
 
 #![deny(unsafe_code)]
 
+mod body;
+mod budget;
 mod compile;
+mod connection;
 mod engine;
 mod grants;
 mod guest;
@@ -36,15 +39,21 @@ mod serve;
 mod signals;
 #[cfg(test)]
 mod syscalls;
+mod turns;
 
 use std::process::ExitCode;
 
 /// The host itself was started wrongly.
 const HOST_FAILED: u8 = 125;
 
+/// What guests make this program hold is counted.
+#[global_allocator]
+static HEAP: knarr_sys::CountedHeap = knarr_sys::CountedHeap;
+
 const USAGE: &str = "usage: knarr-wasm run | serve | compile | fingerprint";
 
 fn main() -> ExitCode {
+    knarr_sys::give_heap_back();
     let mut arguments = std::env::args_os().skip(1);
     let verb = arguments.next().unwrap_or_default();
     let done = match verb.to_str() {

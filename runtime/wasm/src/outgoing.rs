@@ -18,21 +18,28 @@ use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, time::timeout};
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
+use crate::body::{Fate, Whole};
+
 /// Where the guest sets no time limit of its own.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(120);
 
 type Finished = Box<dyn Future<Output = Result<(), Error>> + Send>;
 type Answer = Result<(Response<WasiBody>, Finished), Error>;
 
+/// What one write of a body may hold, in bytes; two of them wait at most.
+const CHUNK: usize = 64 << 10;
+
 /// The way out of one instance.
 pub(crate) struct Outgoing {
     granted: bool,
+    fate: Fate,
 }
 
 impl Outgoing {
-    /// Open where a network was granted.
-    pub(crate) fn new(granted: bool) -> Self {
-        Self { granted }
+    /// Open where a network was granted; its requests are as whole as the instance of that
+    /// fate leaves them.
+    pub(crate) fn new(granted: bool, fate: &Fate) -> Self {
+        Self { granted, fate: fate.clone() }
     }
 }
 
@@ -48,12 +55,17 @@ impl WasiHttpHooks for Outgoing {
         _sent: Finished,
     ) -> Box<dyn Future<Output = Answer> + Send> {
         let granted = self.granted;
+        let request = request.map(|body| Whole::new(body, &self.fate).boxed_unsync());
         Box::new(async move {
             if !granted {
                 return Err(Error::HttpRequestDenied);
             }
             send(request, options.unwrap_or_default()).await
         })
+    }
+
+    fn p2_outgoing_body_chunk_size(&mut self) -> usize {
+        CHUNK
     }
 }
 

@@ -11,9 +11,11 @@ use wasmtime::{Engine, Linker, Result, Store, WasmBacktrace, error::Context as _
 use wasmtime_wasi::{I32Exit, p1::WasiP1Ctx};
 
 use crate::{
+    body::Fate,
+    budget::{Budget, Division, Limits},
     engine::{self, Kind},
     grants::{Files, Grants, Launch, Stdin},
-    guest::{Budget, Guest, Limits},
+    guest::Guest,
     inherited::{Code, Gate, Inherited},
     outgoing::Outgoing,
     signals,
@@ -30,7 +32,8 @@ pub(crate) fn run() -> Result<u8> {
     signals::on_ending(|signal| signals::exit(signal)).context("cannot wait for signals")?;
     let (text, code) = inherited.launch()?;
     let launch = Launch::parse(&text)?;
-    let budget = Budget::new(launch.launch.memory);
+    code.is(launch.launch.identity.as_ref())?;
+    let budget = Budget::new(Division::alone(launch.launch.memory));
     let abi = launch.launch.abi;
     let gate = Gate::take(launch.gate)?;
     let grants = launch.grants(Files::Here, Stdin::Inherited)?;
@@ -59,7 +62,7 @@ async fn module(
     grants: &Grants,
     budget: &std::sync::Arc<Budget>,
 ) -> Result<u8> {
-    let engine = engine::running(Kind::Module, None)?;
+    let engine = engine::running(Kind::Module, budget.division(), None)?;
     let module = code.module(&engine)?;
     let mut linker: Linker<Preview1> = Linker::new(&engine);
     wasmtime_wasi::p1::add_to_linker_async(&mut linker, |state| &mut state.wasi)?;
@@ -69,9 +72,10 @@ async fn module(
         "proc_exit",
         |code: i32| -> Result<()> { Err(I32Exit(code).into()) },
     )?;
-    let wasi = grants.preview1();
-    let mut store = Store::new(&engine, Preview1 { wasi, limits: Limits::new(budget) });
+    let wasi = grants.preview1(budget.division().call);
+    let mut store = Store::new(&engine, Preview1 { wasi, limits: Limits::alone(budget) });
     store.limiter(|state| &mut state.limits);
+    store.set_hostcall_fuel(budget.division().call);
     gate.wait()?;
     let start = async {
         let instance = linker.instantiate_async(&mut store, &module).await?;
@@ -93,14 +97,17 @@ async fn component(
     grants: &Grants,
     budget: &std::sync::Arc<Budget>,
 ) -> Result<u8> {
-    let engine = engine::running(Kind::Component, None)?;
+    let engine = engine::running(Kind::Component, budget.division(), None)?;
     let component = code.component(&engine)?;
     let linker = linker(&engine)?;
-    let guest = Guest::new(grants.context(), Outgoing::new(grants.connects()), Limits::new(budget));
-    let mut store = Store::new(&engine, guest);
-    store.limiter(|guest| &mut guest.limits);
-    // Nothing shares the process: no turns to take, and signals end it.
-    store.set_epoch_deadline(u64::MAX / 2);
+    // Nothing shares the process: no turns to take, so nothing moves the epoch but a guest
+    // that has more than its share, and signals end it.
+    let mut store = Guest::store(
+        &engine,
+        grants.context(budget.division().call),
+        Outgoing::new(grants.connects(), &Fate::default()),
+        Limits::alone(budget),
+    );
     gate.wait()?;
     let command =
         wasmtime_wasi::p2::bindings::Command::instantiate_async(&mut store, &component, &linker);

@@ -3,8 +3,9 @@
 //! ```text
 //! accept (bounded) -- HTTP/1.1, keep-alive -- request (bounded) -- new instance
 //!      |                                                |  trap 500, no answer 502,
-//!  SIGTERM: accept no more,                             |  late 504, too many 503
-//!  finish what runs, exit 0                             `- dropped with all it holds
+//!  SIGTERM: accept no more,                             |  late 504, too many 503,
+//!  finish what runs, exit 0                             |  trap after the head: cut off
+//!                                                       `- dropped with all it holds
 //! ```
 //!
 //! An instance serves one request and is gone: nothing of one request is there
@@ -36,11 +37,11 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
-    sync::{Semaphore, oneshot, watch},
+    sync::{oneshot, watch},
     task::{AbortHandle, JoinSet},
     time::{sleep, timeout},
 };
-use wasmtime::{Engine, EngineWeak, Result, Store, error::Context as _};
+use wasmtime::{Engine, EngineWeak, Result, error::Context as _};
 use wasmtime_wasi_http::{
     Error, WasiHttpView as _,
     p2::{
@@ -50,24 +51,25 @@ use wasmtime_wasi_http::{
 };
 
 use crate::{
+    body::{Fate, Whole},
+    budget::{Budget, Division, Limits},
+    connection::{Busy, HEAD, Life, Paced, Seat, Seats, Upload},
     engine::{self, Kind},
     grants::{Files, Grants, Launch, Stdin},
-    guest::{Budget, Guest, Limits},
+    guest::Guest,
     inherited::{Code, Gate, Inherited},
     outgoing::Outgoing,
     run, signals,
+    turns::Turns,
 };
 
 /// Where no port is granted by name, the one that WASI's own tools use.
 const DEFAULT_PORT: u16 = 8080;
-/// Connections at once; further ones wait in the kernel's queue.
-const MAX_CONNECTIONS: usize = 1024;
-/// Instances at once; further requests wait for [`QUEUE`].
+/// Instances at once, where the memory is enough for so many; further requests wait for
+/// [`QUEUE`].
 const MAX_REQUESTS: u32 = 128;
 /// How long a request waits for its turn.
 const QUEUE: Duration = Duration::from_secs(10);
-/// How long a client may take for a request's head, or idle before it.
-const HEAD: Duration = Duration::from_secs(30);
 /// The largest head, give or take one read of the same size.
 const MAX_HEAD: usize = 64 << 10;
 /// How long a guest may take until its answer begins.
@@ -78,6 +80,8 @@ const AFTERWARDS: Duration = Duration::from_secs(10);
 const DRAIN: Duration = Duration::from_secs(8);
 /// How long a guest runs before others have their turn.
 const TURN: Duration = Duration::from_millis(10);
+/// Threads for file calls: so many calls that never return hold up those of all guests.
+const FILE_THREADS: usize = 64;
 
 /// Serves until a signal; the code that the process is to exit with.
 pub(crate) fn serve() -> Result<u8> {
@@ -92,25 +96,28 @@ pub(crate) fn serve() -> Result<u8> {
     .context("cannot wait for signals")?;
     let (text, code) = inherited.launch()?;
     let launch = Launch::parse(&text)?;
-    let budget = Budget::new(launch.launch.memory);
+    code.is(launch.launch.identity.as_ref())?;
+    let budget = Budget::new(Division::served(launch.launch.memory, code.size()?));
     let gate = Gate::take(launch.gate)?;
     let Some(network) = launch.launch.network.clone() else {
         wasmtime::bail!("an HTTP component without a network cannot be reached");
     };
     let grants = launch.grants(Files::Elsewhere, Stdin::Closed)?;
-    let pre = load(code)?;
+    let pre = load(code, budget.division())?;
+    let turns = Turns::new(&budget, beginning(&pre), MAX_REQUESTS);
     let ticker = Ticker::start(pre.engine()).context("cannot start the epoch's clock")?;
     let server = Arc::new(Server {
         pre,
         grants,
-        budget,
         ticker,
-        requests: Arc::new(Semaphore::new(MAX_REQUESTS as usize)),
-        connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+        turns,
+        seats: Seats::new(budget.division().connections),
+        budget,
     });
     let workers = thread::available_parallelism().map_or(1, |count| count.get().min(8));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers)
+        .max_blocking_threads(FILE_THREADS)
         .enable_all()
         .build()
         .context("cannot start the event loop")?;
@@ -121,19 +128,32 @@ pub(crate) fn serve() -> Result<u8> {
 }
 
 /// Loads the component, with a pool of instances where the component fits one.
-fn load(code: Code) -> Result<ProxyPre<Guest>> {
+fn load(code: Code, division: &Division) -> Result<ProxyPre<Guest>> {
     let prepare = |engine: Engine, code: Code| {
         let component = code.component(&engine)?;
         ProxyPre::new(run::linker(&engine)?.instantiate_pre(&component)?)
     };
     // A pool reserves its address space at once, which a limit or a small
     // address space refuses; and it has sizes that a component may exceed.
-    if let Ok(engine) = engine::running(Kind::Component, Some(MAX_REQUESTS))
+    if let Ok(engine) = engine::running(Kind::Component, division, Some(MAX_REQUESTS))
         && let Ok(pre) = prepare(engine, code.again()?)
     {
         return Ok(pre);
     }
-    prepare(engine::running(Kind::Component, None)?, code).context("the program cannot be started")
+    prepare(engine::running(Kind::Component, division, None)?, code)
+        .context("the program cannot be started")
+}
+
+/// The memory that an instance of the program begins with, in bytes.
+fn beginning(pre: &ProxyPre<Guest>) -> u64 {
+    let Some(needs) = pre.instance_pre().component().resources_required() else { return 0 };
+    let memories = u64::from(needs.num_memories)
+        .saturating_mul(needs.max_initial_memory_size.unwrap_or(0))
+        .saturating_mul(64 << 10);
+    let tables = u64::from(needs.num_tables)
+        .saturating_mul(needs.max_initial_table_size.unwrap_or(0))
+        .saturating_mul(8);
+    memories.saturating_add(tables)
 }
 
 struct Server {
@@ -141,8 +161,8 @@ struct Server {
     grants: Grants,
     budget: Arc<Budget>,
     ticker: Ticker,
-    requests: Arc<Semaphore>,
-    connections: Arc<Semaphore>,
+    turns: Arc<Turns>,
+    seats: Arc<Seats>,
 }
 
 /// Listens on every port until told to stop, then waits for what runs.
@@ -158,7 +178,7 @@ async fn listen(
             SocketAddr::from((Ipv4Addr::UNSPECIFIED, *port)),
             SocketAddr::from((Ipv6Addr::UNSPECIFIED, *port)),
         ] {
-            let listener = match bind(address) {
+            let listener = match bind(address, server.budget.division().socket) {
                 Ok(listener) => listener,
                 // A host without IPv6.
                 Err(error) if address.is_ipv6() && no_ipv6(&error) => continue,
@@ -173,11 +193,10 @@ async fn listen(
     eprintln!("knarr-wasm: serving HTTP on port {said}");
     // Only a dropped sender fails, and the signal thread never ends.
     let _ = stopping.wait_for(|stop| *stop).await;
-    let all = u32::try_from(MAX_CONNECTIONS).unwrap_or(u32::MAX);
     let drained = async {
         while listeners.join_next().await.is_some() {}
-        let _ = server.connections.acquire_many(all).await;
-        let _ = server.requests.acquire_many(MAX_REQUESTS).await;
+        server.seats.all_free().await;
+        server.turns.all_free().await;
     };
     if timeout(DRAIN, drained).await.is_err() {
         eprintln!("knarr-wasm: requests were still running after {} s", DRAIN.as_secs());
@@ -185,7 +204,8 @@ async fn listen(
     Ok(())
 }
 
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+/// Listens; `buffer` is the kernel's for each direction of a connection, in bytes.
+fn bind(address: SocketAddr, buffer: Option<usize>) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() {
         TcpSocket::new_v4()?
     } else {
@@ -194,6 +214,11 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
         socket
     };
     socket.set_reuseaddr(true)?;
+    if let Some(bytes) = buffer {
+        // Connections inherit them. The kernel counts its own part in addition.
+        rustix::net::sockopt::set_socket_send_buffer_size(&socket, bytes)?;
+        rustix::net::sockopt::set_socket_recv_buffer_size(&socket, bytes)?;
+    }
     socket.bind(address)?;
     socket.listen(1024)
 }
@@ -205,19 +230,17 @@ fn no_ipv6(error: &io::Error) -> bool {
 
 async fn accept(server: Arc<Server>, listener: TcpListener, mut stopping: watch::Receiver<bool>) {
     loop {
-        let Ok(permit) = Arc::clone(&server.connections).acquire_owned().await else { return };
+        let Some(permit) = server.seats.free().await else { return };
         let accepted = tokio::select! {
             biased;
             _ = stopping.wait_for(|stop| *stop) => return,
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => {
-                let connection = connection(Arc::clone(&server), stream, stopping.clone());
-                tokio::spawn(async move {
-                    connection.await;
-                    drop(permit);
-                });
+            Ok((stream, client)) => {
+                // Whose source has its part of them already is not served.
+                let Some(seat) = server.seats.seat(permit, client.ip()) else { continue };
+                tokio::spawn(connection(Arc::clone(&server), stream, seat, stopping.clone()));
             }
             // Out of descriptors or memory: the client waits, nothing spins.
             Err(_) => sleep(Duration::from_millis(100)).await,
@@ -226,12 +249,19 @@ async fn accept(server: Arc<Server>, listener: TcpListener, mut stopping: watch:
 }
 
 /// One connection, until either side closes it.
-async fn connection(server: Arc<Server>, stream: TcpStream, mut stopping: watch::Receiver<bool>) {
+async fn connection(
+    server: Arc<Server>,
+    stream: TcpStream,
+    seat: Seat,
+    mut stopping: watch::Receiver<bool>,
+) {
     // A small answer is one packet anyway; it must not wait for another.
     let _ = stream.set_nodelay(true);
-    let service = service_fn(move |request| {
-        let server = Arc::clone(&server);
-        async move { Ok::<_, Infallible>(server.answer(request).await) }
+    let life = Life::new();
+    let stream = Paced::new(stream, &server.turns, &life);
+    let service = service_fn(|request| {
+        let (server, busy) = (Arc::clone(&server), life.busy());
+        async move { Ok::<_, Infallible>(server.answer(request, busy).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -239,21 +269,31 @@ async fn connection(server: Arc<Server>, stream: TcpStream, mut stopping: watch:
         .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
+    let mut waited = std::pin::pin!(life.waited(&seat));
     tokio::select! {
         // What breaks a connection is the client's to see.
         _ = connection.as_mut() => return,
+        () = waited.as_mut() => return,
         _ = stopping.wait_for(|stop| *stop) => {}
     }
     connection.as_mut().graceful_shutdown();
-    let _ = connection.await;
+    tokio::select! {
+        _ = connection => {}
+        () = waited => {}
+    }
 }
 
 impl Server {
-    async fn answer(&self, request: Request<Incoming>) -> Response<HyperOutgoingBody> {
+    async fn answer(&self, request: Request<Incoming>, busy: Busy) -> Response<HyperOutgoingBody> {
         let method = request.method().clone();
         let path = request.uri().path().to_owned();
-        match self.instance(request).await {
-            Ok(response) => response,
+        // Before HTTP/1.1 the end of a connection is the end of an answer.
+        let plain = request.version() < hyper::Version::HTTP_11;
+        let (head, body, kept) = match self.instance(request).await {
+            Ok((response, guard, fate)) => {
+                let (head, body) = response.into_parts();
+                (head, body, Some((guard, fate)))
+            }
             Err(failure) => {
                 if let Some(message) = &failure.message {
                     eprintln!("{message}\n  while answering {method} {path}");
@@ -263,37 +303,47 @@ impl Server {
                     .boxed_unsync();
                 let mut response = Response::new(text);
                 *response.status_mut() = failure.status;
-                response
+                if failure.status == StatusCode::BAD_REQUEST {
+                    // What follows on this connection may be read in two ways, too.
+                    let close = hyper::header::HeaderValue::from_static("close");
+                    response.headers_mut().insert(hyper::header::CONNECTION, close);
+                }
+                let (head, body) = response.into_parts();
+                (head, body, None)
             }
-        }
+        };
+        let (guard, fate) = kept.unzip();
+        let body = Whole::new(body, &fate.unwrap_or_default());
+        let body = Watched { body, _guard: guard, busy, plain };
+        Response::from_parts(head, body.boxed_unsync())
     }
 
     /// Runs one instance; answers when its answer begins.
     async fn instance(
         &self,
         mut request: Request<Incoming>,
-    ) -> Result<Response<HyperOutgoingBody>, Failure> {
+    ) -> Result<(Response<HyperOutgoingBody>, EndWith, Fate), Failure> {
+        let hosts = request.headers().get_all(hyper::header::HOST).iter().count();
+        if hosts > 1 {
+            // Who stands before us may have chosen the other one (RFC 9112, 3.2).
+            return Err(Failure::new(StatusCode::BAD_REQUEST, "a request with several hosts"));
+        }
         // HTTP/1.0 does not ask for a host; a guest does.
-        if request.version() == hyper::Version::HTTP_10
-            && !request.headers().contains_key(hyper::header::HOST)
-        {
+        if request.version() == hyper::Version::HTTP_10 && hosts == 0 {
             request
                 .headers_mut()
                 .insert(hyper::header::HOST, hyper::header::HeaderValue::from_static("localhost"));
         }
-        let permit = timeout(QUEUE, Arc::clone(&self.requests).acquire_owned())
-            .await
-            .ok()
-            .and_then(|permit| permit.ok())
-            .ok_or_else(|| Failure::new(StatusCode::SERVICE_UNAVAILABLE, "too many requests"))?;
-        let wasi = self.grants.context();
-        let guest =
-            Guest::new(wasi, Outgoing::new(self.grants.connects()), Limits::new(&self.budget));
-        let mut store = Store::new(self.pre.engine(), guest);
-        store.limiter(|guest| &mut guest.limits);
-        store.set_epoch_deadline(1);
-        store.epoch_deadline_async_yield_and_update(1);
-
+        let permit = self.turns.take(QUEUE).await.ok_or_else(Failure::full)?;
+        let limits = Limits::new(&self.budget).ok_or_else(Failure::full)?;
+        let fate = Fate::default();
+        let mut store = Guest::store(
+            self.pre.engine(),
+            self.grants.context(self.budget.division().call),
+            Outgoing::new(self.grants.connects(), &fate),
+            limits,
+        );
+        let request = request.map(|body| Upload::new(body, &self.turns));
         let (answer, answered) = oneshot::channel();
         let request = store
             .data_mut()
@@ -304,10 +354,22 @@ impl Server {
             store.data_mut().http().new_response_outparam(answer).map_err(Failure::host)?;
         let pre = self.pre.clone();
         let running = self.ticker.running();
+        let ending = fate.ending();
         let mut task = tokio::spawn(async move {
             let _held = (permit, running);
-            let proxy = pre.instantiate_async(&mut store).await?;
-            proxy.wasi_http_incoming_handler().call_handle(store, request, outparam).await
+            let mut store = store;
+            // Dropped before the store, so that nobody takes its end for the body's.
+            let mut ending = ending;
+            let proxy = match pre.instantiate_async(&mut store).await {
+                // It may have begun to run, and traps then.
+                Err(error) if store.data().limits.refused() && !error.is::<wasmtime::Trap>() => {
+                    return Ok(Begun::NoRoom);
+                }
+                proxy => proxy?,
+            };
+            proxy.wasi_http_incoming_handler().call_handle(&mut store, request, outparam).await?;
+            ending.well();
+            Ok(Begun::Yes)
         });
         // A client that goes away takes its instance with it.
         let mut guard = EndWith { task: task.abort_handle(), after: Duration::ZERO };
@@ -315,7 +377,7 @@ impl Server {
             Ok(Ok(Ok(response))) => {
                 guard.after = AFTERWARDS;
                 tokio::spawn(report(task));
-                Ok(response.map(|body| Watched { body, _guard: guard }.boxed_unsync()))
+                Ok((response, guard, fate))
             }
             Ok(Ok(Err(code))) => Err(Failure {
                 message: Some(format!("knarr-wasm: the program answered with an error: {code:?}")),
@@ -324,6 +386,7 @@ impl Server {
             // The store is gone, and with it the way to answer.
             Ok(Err(_)) => Err(match (&mut task).await {
                 Ok(Err(error)) => Failure::trap(&error),
+                Ok(Ok(Begun::NoRoom)) => Failure::full(),
                 _ => Failure {
                     message: Some("knarr-wasm: the program did not answer".to_owned()),
                     ..Failure::new(StatusCode::BAD_GATEWAY, "the program did not answer")
@@ -340,8 +403,15 @@ impl Server {
     }
 }
 
+/// Whether an instance was made.
+enum Begun {
+    Yes,
+    /// The others leave it no memory.
+    NoRoom,
+}
+
 /// Says what happened to a guest after its answer had begun.
-async fn report(task: tokio::task::JoinHandle<Result<()>>) {
+async fn report(task: tokio::task::JoinHandle<Result<Begun>>) {
     if let Ok(Err(error)) = task.await {
         eprintln!("{}\n  after its answer had begun", run::trapped(&error));
     }
@@ -359,6 +429,11 @@ struct Failure {
 impl Failure {
     fn new(status: StatusCode, words: &'static str) -> Self {
         Self { status, words, message: None }
+    }
+
+    /// As many run as the container has room for.
+    fn full() -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "too many requests")
     }
 
     fn host(error: wasmtime::Error) -> Self {
@@ -400,10 +475,13 @@ impl Drop for EndWith {
     }
 }
 
-/// A guest's answer; its guest may go on for a moment after it is dropped.
+/// An answer on its way; its guest may go on for a moment after it is dropped.
 struct Watched {
-    body: HyperOutgoingBody,
-    _guard: EndWith,
+    body: Whole<HyperOutgoingBody>,
+    _guard: Option<EndWith>,
+    busy: Busy,
+    /// The client takes the connection's end for the answer's.
+    plain: bool,
 }
 
 impl Body for Watched {
@@ -414,7 +492,11 @@ impl Body for Watched {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        if self.plain && matches!(frame, Poll::Ready(Some(Err(_)))) {
+            self.busy.life().reset();
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {

@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 pub mod evil_tar;
+pub mod evil_wasm;
 pub mod fixtures;
 mod image;
 mod inventory;

@@ -14,14 +14,14 @@ use crate::{
     support::{Case, end, prebuilt, rest, signal, wait_for},
 };
 
-struct Service {
+pub(crate) struct Service {
     child: Child,
     port: u16,
     case: Case,
 }
 
 impl Service {
-    fn start(binary: &[u8], change: impl FnOnce(Case) -> Case) -> Self {
+    pub(crate) fn start(binary: &[u8], change: impl FnOnce(Case) -> Case) -> Self {
         let port = free_port();
         let case = change(Case::new("http-proxy", binary).network(&[port], true));
         let mut child = case.spawn("serve");
@@ -29,14 +29,29 @@ impl Service {
         Self { child, port, case }
     }
 
-    fn connect(&self) -> TcpStream {
+    pub(crate) fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         stream
     }
 
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, name: &str) {
+        signal(&self.child, name);
+    }
+
+    /// Where it listens.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
     /// One request on a connection of its own: status and body.
-    fn get(&self, path: &str) -> (u16, String) {
+    pub(crate) fn get(&self, path: &str) -> (u16, String) {
         let mut stream = self.connect();
         write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
         let answer = rest(&mut stream);
@@ -47,7 +62,7 @@ impl Service {
     }
 
     /// Ends it with SIGTERM: exit code, output.
-    fn stop(self) -> crate::support::Ended {
+    pub(crate) fn stop(self) -> crate::support::Ended {
         signal(&self.child, "TERM");
         end(self.child)
     }

@@ -4,7 +4,9 @@
 
 mod commands;
 mod compiling;
+mod evil;
 mod files;
 mod guests;
 mod http;
 mod support;
+mod wild;

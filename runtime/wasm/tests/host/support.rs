@@ -17,6 +17,8 @@ pub(crate) const HOST: &str = env!("CARGO_BIN_EXE_knarr-wasm");
 pub(crate) struct Case {
     directory: TempDir,
     pub(crate) launch: Value,
+    /// Of `ulimit -v`: kibibytes, or `unlimited`.
+    space: String,
 }
 
 /// How a guest ended.
@@ -43,7 +45,7 @@ impl Case {
             },
             "args": ["guest"], "env": [], "cwd": "/", "terminal": false, "root": root,
         });
-        Self { directory, launch }
+        Self { directory, launch, space: "unlimited".to_owned() }
     }
 
     /// A preview 1 module in text form.
@@ -68,6 +70,12 @@ impl Case {
 
     pub(crate) fn memory(mut self, bytes: u64) -> Self {
         self.launch["launch"]["memory"] = json!(bytes);
+        self
+    }
+
+    /// Limits the address space of the host, in bytes.
+    pub(crate) fn address_space(mut self, bytes: u64) -> Self {
+        self.space = (bytes >> 10).to_string();
         self
     }
 
@@ -105,9 +113,10 @@ impl Case {
         // The shell's redirections put files on the descriptors that the sandbox
         // would; safe Rust cannot.
         Command::new("sh")
-            .args(["-c", r#"exec "$0" "$1" 3<"$2" 4<"$3""#, HOST, verb])
+            .args(["-c", r#"ulimit -v "$4" && exec "$0" "$1" 3<"$2" 4<"$3""#, HOST, verb])
             .arg(&launch)
             .arg(self.directory.path().join("code.cwasm"))
+            .arg(&self.space)
             .env_clear()
             .env("SECRET", "of the host")
             .stdin(Stdio::piped())
