@@ -12,7 +12,7 @@
 //! `Create` and `Start`, and they outlive it until all was delivered:
 //!
 //! ```text
-//!  open ──drain()──▶ draining ──▶ finished
+//!  held ──flow()──▶ open ──drain()──▶ draining ──▶ finished
 //!                    clients no longer hold the pumps up: what is left in the
 //!                    pipes is bounded, and goes to the log and the queues
 //! ```
@@ -112,6 +112,9 @@ pub(crate) struct Streams {
     clients: Mutex<Vec<Arc<Client>>>,
     pumps: Mutex<Vec<JoinHandle<()>>>,
     stdin: watch::Sender<Stdin>,
+    /// Output is read. Before, what the process says waits in its pipes for those who
+    /// attach before its start.
+    flowing: watch::Sender<bool>,
     draining: AtomicBool,
     finished: AtomicBool,
 }
@@ -139,9 +142,26 @@ impl Streams {
             clients: Mutex::default(),
             pumps: Mutex::default(),
             stdin: watch::Sender::new(Stdin::Soon),
+            flowing: watch::Sender::new(true),
             draining: AtomicBool::new(false),
             finished: AtomicBool::new(false),
         })
+    }
+
+    /// Leaves output where it is until [`flow`](Self::flow).
+    pub(crate) fn hold(&self) {
+        self.flowing.send_replace(false);
+    }
+
+    /// Everybody who wants to hear the first word is attached.
+    pub(crate) fn flow(&self) {
+        self.flowing.send_replace(true);
+    }
+
+    /// Waits for [`flow`](Self::flow).
+    pub(crate) async fn flowing(&self) {
+        // The sender is ours.
+        let _ = self.flowing.subscribe().wait_for(|flowing| *flowing).await;
     }
 
     /// Takes our ends of the process's pipes.
@@ -283,6 +303,7 @@ impl Streams {
     fn pump(self: &Arc<Self>, stream: Stream, io: Arc<Io>) {
         let streams = self.clone();
         let task = tokio::spawn(async move {
+            streams.flowing().await;
             loop {
                 match io.read_chunk(CHUNK).await {
                     Ok(chunk) if !chunk.is_empty() => streams.deliver(stream, &chunk).await,
@@ -335,6 +356,7 @@ impl Streams {
     pub(crate) async fn drain(&self, patience: Duration) {
         self.stdin.send_replace(Stdin::Closed);
         self.draining.store(true, Ordering::Relaxed);
+        self.flow();
         for client in self.clients() {
             client.room.notify_waiters();
         }

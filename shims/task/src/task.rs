@@ -9,6 +9,11 @@
 //!                    └──────────── Start fails, SIGKILL ──────────────────┘
 //! ```
 //!
+//! A first process may end before `Start`: with knarrd, where its network is made between
+//! the two. That end waits for `Start` (or `Kill`, or `Delete`), and so does what was said
+//! before it: whoever attaches in between hears it, `Start` says why where it is to say so,
+//! and until then the process is not reaped, so that its number is nobody else's.
+//!
 //! The end of the first process, in order: everything else in the cgroup is
 //! killed (a grandchild may hold the pipes); execs report; what is left in the
 //! pipes goes to the log and to the attached clients, whose connections close;
@@ -121,6 +126,10 @@ impl Task {
         let wasm = spec.annotations().as_ref().is_some_and(|all| all.contains_key(WASM_ANNOTATION));
         let owner = new.namespace.map(|namespace| Owner { namespace, id: new.id });
         let init = Process::new("", new.addresses, None, box_size(size), owner)?;
+        // containerd's clients attach to FIFOs before, and hear of an end at any time.
+        if new.namespace.is_none() {
+            init.streams.hold();
+        }
         let options = CreateOptions {
             id: new.id,
             bundle: new.bundle,
@@ -188,10 +197,16 @@ impl Task {
         let created = match std::mem::replace(&mut *life, Life::Gone) {
             Life::Created(created) if self.init.exit().is_none() => created,
             other => {
+                let early = matches!(other, Life::Created(_));
                 *life = other;
-                return Err(Error::precondition("task was started already"));
+                return Err(Error::precondition(if early {
+                    "the container has ended before it was started"
+                } else {
+                    "task was started already"
+                }));
             }
         };
+        self.init.streams.flow();
         match created.start() {
             Ok(container) => {
                 let pid = container.init().pid();
@@ -296,6 +311,7 @@ impl Task {
             if signal == Signal::KILL {
                 self.killed.store(true, Ordering::Relaxed);
                 self.thaw();
+                self.init.streams.flow();
                 return self.with(Container::kill_all).map_err(|(_, error)| error);
             }
             let pids = self.pids()?;
@@ -310,6 +326,7 @@ impl Task {
             self.thaw();
             if exec.is_empty() {
                 self.killed.store(true, Ordering::Relaxed);
+                self.init.streams.flow();
             }
         }
         Ok(())
@@ -394,6 +411,7 @@ impl Task {
             if matches!(&*lock(&self.life), Life::Created(_)) {
                 // It may just have ended by itself.
                 let _ = self.init.kill(Signal::KILL);
+                self.init.streams.flow();
             }
         }
         let exit = self.init.wait().await?;
@@ -437,6 +455,7 @@ impl Task {
     }
 
     async fn supervise_init(self: Arc<Self>, child: Child) {
+        self.init.streams.flowing().await;
         let code = self.init.ended(&child).await;
         let at = Timestamp::now();
         self.thaw();

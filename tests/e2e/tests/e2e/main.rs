@@ -17,6 +17,7 @@ mod security;
 mod streams;
 mod volumes;
 mod wasm;
+mod wasm_host;
 
 use knarr_harness::{ImageBuilder, World};
 
