@@ -28,6 +28,7 @@ mod exec;
 mod filters;
 mod gate;
 mod images;
+mod linger;
 mod list;
 mod logs;
 mod networks;

@@ -1,13 +1,14 @@
 //! Listening and serving.
 //!
-//! One task a connection. Shutdown lets verbs that are being carried out end,
+//! One task a connection. A connection that is closed by us is read to its end
+//! first ([`crate::linger`]), so that its client gets the whole answer, also where
+//! its request was refused before it was sent. Shutdown lets verbs that are being carried out end,
 //! but not for long; whoever only looks or follows a stream is cut.
 
 use std::{sync::Arc, time::Duration};
 
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
     sync::{Semaphore, watch},
     task::JoinSet,
@@ -16,6 +17,7 @@ use tokio::{
 use crate::{
     Api,
     gate::{self, Transport},
+    linger::{Lingering, Socket},
 };
 
 /// Where clients come from.
@@ -45,8 +47,13 @@ impl Shutdown {
     }
 }
 
-/// Connections at once; more wait in the kernel's queue (RELIABILITY A03).
-const CONNECTIONS: usize = 2048;
+/// Connections at once, those that became streams included; more wait in the
+/// kernel's queue (RELIABILITY A03). A client that follows a container's run has
+/// two or three of them.
+const CONNECTIONS: usize = 8192;
+/// Never more than this share of the descriptors that this process may have: the
+/// others are for containers.
+const SHARE: u64 = 4;
 /// A client that takes longer to say what it wants is not serious.
 const HEADER_TIME: Duration = Duration::from_secs(30);
 /// How long verbs may take to end at a shutdown.
@@ -61,7 +68,7 @@ impl Api {
     pub async fn serve(self, listener: Listener, shutdown: Shutdown) {
         let mut stop = shutdown.0.subscribe();
         let busy = Arc::new(Busy::new(0));
-        let permits = Arc::new(Semaphore::new(CONNECTIONS));
+        let permits = Arc::new(Semaphore::new(connections()));
         let mut connections = JoinSet::new();
         loop {
             // Closed only when the process ends.
@@ -73,29 +80,25 @@ impl Api {
                 Some(_) = connections.join_next() => continue,
             };
             match accepted {
-                Ok(Io::Unix(io)) => {
-                    let connection = self.clone().connection(
-                        io,
+                Ok(Io::Unix(socket)) => {
+                    let socket = Lingering::new(socket, Some(permit));
+                    let api = self.clone();
+                    connections.spawn(api.connection(
+                        socket,
                         Transport::Unix,
                         Arc::clone(&busy),
                         stop.clone(),
-                    );
-                    connections.spawn(async move {
-                        connection.await;
-                        drop(permit);
-                    });
+                    ));
                 }
-                Ok(Io::Tcp(io)) => {
-                    let connection = self.clone().connection(
-                        io,
+                Ok(Io::Tcp(socket)) => {
+                    let socket = Lingering::new(socket, Some(permit));
+                    let api = self.clone();
+                    connections.spawn(api.connection(
+                        socket,
                         Transport::Tcp,
                         Arc::clone(&busy),
                         stop.clone(),
-                    );
-                    connections.spawn(async move {
-                        connection.await;
-                        drop(permit);
-                    });
+                    ));
                 }
                 Err(error) => {
                     // Out of descriptors, most likely: it passes when some client goes.
@@ -117,15 +120,13 @@ impl Api {
         }
     }
 
-    async fn connection<I>(
+    async fn connection(
         self,
-        io: I,
+        socket: Lingering<impl Socket>,
         transport: Transport,
         busy: Arc<Busy>,
         mut stop: watch::Receiver<bool>,
-    ) where
-        I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    {
+    ) {
         let service = hyper::service::service_fn(move |request: http::Request<_>| {
             let api = self.clone();
             let verb = (!request.method().is_safe()).then(|| Verb::begin(&busy));
@@ -139,7 +140,7 @@ impl Api {
             .timer(TokioTimer::new())
             .header_read_timeout(HEADER_TIME)
             .max_buf_size(64 << 10)
-            .serve_connection(TokioIo::new(io), service)
+            .serve_connection(TokioIo::new(socket), service)
             .with_upgrades();
         let mut connection = std::pin::pin!(connection);
         let outcome = tokio::select! {
@@ -153,6 +154,13 @@ impl Api {
             tracing::debug!("connection: {error}");
         }
     }
+}
+
+/// As many as the limit of descriptors (getrlimit(2)) allows.
+fn connections() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let share = limit.map_or(u64::MAX, |limit| limit / SHARE);
+    usize::try_from(share).unwrap_or(usize::MAX).clamp(64, CONNECTIONS)
 }
 
 /// Counts as busy for as long as it lives.

@@ -8,7 +8,8 @@
 //!
 //! A half-close travels in both directions: the client's end of input closes
 //! the process's standard input while its output goes on; the end of the
-//! output closes the connection.
+//! output closes the connection. Input that the process left unread is thrown
+//! away then ([`crate::linger`]), so that the client sees an end and no reset.
 
 use std::{convert::Infallible, io, time::Duration};
 
@@ -27,6 +28,8 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpStream, UnixStream},
 };
+
+use crate::linger::{Lingering, Socket};
 
 /// How much is read at once.
 const CHUNK: usize = 16 << 10;
@@ -92,10 +95,10 @@ async fn upgraded(upgrade: OnUpgrade, stream: impl Future<Output = Box<dyn Duple
         }
     };
     let stream = stream.await;
-    let outcome = match upgraded.downcast::<TokioIo<UnixStream>>() {
-        Ok(parts) => pump(Peer::Unix(parts.io.into_inner()), parts.read_buf, stream).await,
-        Err(upgraded) => match upgraded.downcast::<TokioIo<TcpStream>>() {
-            Ok(parts) => pump(Peer::Tcp(parts.io.into_inner()), parts.read_buf, stream).await,
+    let outcome = match upgraded.downcast::<TokioIo<Lingering<UnixStream>>>() {
+        Ok(parts) => pump(parts.io.into_inner(), parts.read_buf, stream).await,
+        Err(upgraded) => match upgraded.downcast::<TokioIo<Lingering<TcpStream>>>() {
+            Ok(parts) => pump(parts.io.into_inner(), parts.read_buf, stream).await,
             Err(_) => Err(io::Error::other("connection of unknown kind")),
         },
     };
@@ -105,26 +108,14 @@ async fn upgraded(upgrade: OnUpgrade, stream: impl Future<Output = Box<dyn Duple
     }
 }
 
-/// The client's end of a hijacked connection.
-enum Peer {
-    Unix(UnixStream),
-    Tcp(TcpStream),
-}
-
-async fn pump(peer: Peer, early: Bytes, stream: Box<dyn Duplex>) -> io::Result<()> {
-    match peer {
-        Peer::Unix(socket) => {
-            let watch = rustix::io::dup(&socket)?;
-            let (reader, writer) = socket.into_split();
-            both_ways(reader, writer, early, stream, move || hung_up(&watch)).await
-        }
-        Peer::Tcp(socket) => {
-            socket.set_nodelay(true)?;
-            let (reader, writer) = socket.into_split();
-            // TCP does not tell a half-close from a whole one before a write fails.
-            both_ways(reader, writer, early, stream, || false).await
-        }
-    }
+async fn pump<S: Socket>(
+    client: Lingering<S>,
+    early: Bytes,
+    stream: Box<dyn Duplex>,
+) -> io::Result<()> {
+    let watch = client.watch()?;
+    let (reader, writer) = tokio::io::split(client);
+    both_ways(reader, writer, early, stream, || watch.as_ref().is_some_and(hung_up)).await
 }
 
 /// Both ends of a Unix connection are closed.
@@ -239,7 +230,7 @@ mod tests {
         tokio::spawn(late_cat(process));
         let (mut client, server) = UnixStream::pair().unwrap();
         let early = Bytes::from_static(b"early ");
-        let pumping = tokio::spawn(pump(Peer::Unix(server), early, Box::new(ours)));
+        let pumping = tokio::spawn(pump(Lingering::new(server, None), early, Box::new(ours)));
         client.write_all(b"late").await.unwrap();
         client.shutdown().await.unwrap();
         let mut output = String::new();
@@ -252,13 +243,38 @@ mod tests {
     async fn p05_a_client_that_vanishes_ends_the_pump() {
         let (ours, process) = tokio::io::duplex(64);
         let (client, server) = UnixStream::pair().unwrap();
-        let pumping = tokio::spawn(pump(Peer::Unix(server), Bytes::new(), Box::new(ours)));
+        let client_of = Lingering::new(server, None);
+        let pumping = tokio::spawn(pump(client_of, Bytes::new(), Box::new(ours)));
         drop(client);
         let (mut reader, mut writer) = tokio::io::split(process);
         // Its input has ended; what it writes finds nobody and ends the pump.
         assert_eq!(reader.read(&mut [0; 1]).await.unwrap(), 0);
         while writer.write_all(b"anybody?").await.is_ok() {}
         pumping.await.unwrap().unwrap_err();
+    }
+
+    /// A process that says something and ends, and reads nothing.
+    async fn ends_without_reading(mut client: impl Socket, server: impl Socket) {
+        let (ours, mut process) = tokio::io::duplex(64);
+        let early = Bytes::from_static(&[b'i'; 1000]);
+        let pumping = tokio::spawn(pump(Lingering::new(server, None), early, Box::new(ours)));
+        client.write_all(&[b'i'; 10_000]).await.unwrap();
+        process.write_all(b"enough").await.unwrap();
+        drop(process);
+        pumping.await.unwrap().unwrap();
+        client.write_all(&[b'i'; 10_000]).await.unwrap();
+        let mut output = String::new();
+        client.read_to_string(&mut output).await.unwrap();
+        assert_eq!(output, "enough");
+    }
+
+    #[tokio::test]
+    async fn p03_input_left_unread_does_not_cost_the_output_its_end() {
+        let (client, server) = UnixStream::pair().unwrap();
+        ends_without_reading(client, server).await;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        ends_without_reading(client, listener.accept().await.unwrap().0).await;
     }
 
     #[tokio::test]
@@ -275,7 +291,7 @@ mod tests {
     async fn a04_a_client_that_does_not_read_stops_the_source() {
         let (ours, mut process) = tokio::io::duplex(1024);
         let (_client, server) = UnixStream::pair().unwrap();
-        tokio::spawn(pump(Peer::Unix(server), Bytes::new(), Box::new(ours)));
+        tokio::spawn(pump(Lingering::new(server, None), Bytes::new(), Box::new(ours)));
         let flood = async {
             let mut sent = 0_usize;
             loop {

@@ -231,6 +231,12 @@ impl World {
         run(self.docker_command(args), b"")
     }
 
+    /// Runs the real `docker` client with this standard input.
+    #[track_caller]
+    pub fn docker_with_input<S: AsRef<OsStr>>(&self, args: &[S], input: &[u8]) -> Run {
+        run(self.docker_command(args), input)
+    }
+
     /// Runs any program inside the world's namespaces.
     #[track_caller]
     pub fn host_run(&self, program: &str, args: &[&str]) -> Run {
