@@ -78,6 +78,31 @@ fn x09_what_the_kernel_would_refuse_is_refused_before() {
     assert!(with(vec!["x".repeat(3 << 20)]).is_err());
     assert!(with(vec!["a\0b".into()]).is_err());
     assert!(with(Vec::new()).is_err());
+    let long: Vec<String> = (0..3 << 20).map(|_| String::new()).collect();
+    assert!(check_length(long.iter()).is_err());
+}
+
+/// Each entry compared with each other one would take hours.
+#[test]
+fn x09_a_million_variables_are_merged_one_by_one() {
+    let many: Vec<String> = (0..1_000_000).map(|n| format!("N{n}=image")).collect();
+    let over: Vec<String> = (0..1_000_000)
+        .map(|n| if n % 2 == 0 { format!("N{n}=request") } else { format!("N{n}") })
+        .collect();
+    let merged = oci::overlay_env(many, &over);
+    assert_eq!(merged.len(), 500_000);
+    assert_eq!((merged[0].as_str(), merged[1].as_str()), ("N0=request", "N2=request"));
+}
+
+#[test]
+fn x09_many_volumes_of_an_image_are_mounted_once_each() {
+    let path = |n: usize| PathBuf::from(format!("/v{n}"));
+    let image = ImageConfig { volumes: (0..200_000).map(path).collect(), ..config() };
+    let spec = ContainerSpec {
+        anonymous_volumes: (100_000..300_000).map(path).collect(),
+        ..ContainerSpec::default()
+    };
+    assert_eq!(wanted_mounts(&spec, &image).len(), 300_000);
 }
 
 #[test]

@@ -29,6 +29,7 @@ use tokio::{
 use crate::{
     Error, Result, attach, capabilities,
     container::Container,
+    create::check_length,
     detach::{self, Detachable},
     engine::Engine,
     failpoint, names, oci,
@@ -137,6 +138,7 @@ impl Engine {
         if spec.cmd.is_empty() || spec.cmd.iter().all(String::is_empty) {
             return Err(Error::invalid("No exec command specified"));
         }
+        check_length(spec.cmd.iter().chain(&spec.env))?;
         if spec.cmd.iter().chain(&spec.env).any(|word| word.contains('\0')) {
             return Err(Error::invalid("a NUL byte in the command or its environment"));
         }

@@ -10,7 +10,7 @@
 //! host program is the sandbox's.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     path::{Path, PathBuf},
 };
 
@@ -304,22 +304,46 @@ fn environment(input: &Input<'_>) -> Vec<String> {
 }
 
 /// Environment entries with later ones in the place of earlier ones of the same
-/// name; a name alone removes it.
-pub(crate) fn overlay_env(mut base: Vec<String>, over: &[String]) -> Vec<String> {
+/// name, within `base` too; a name alone in `over` removes it.
+pub(crate) fn overlay_env(base: Vec<String>, over: &[String]) -> Vec<String> {
+    let mut all = Environment::default();
+    for entry in base {
+        all.set(entry);
+    }
     for entry in over {
-        let (name, set) =
-            entry.split_once('=').map_or((entry.as_str(), false), |(name, _)| (name, true));
-        let at = base.iter().position(|old| old.split('=').next() == Some(name));
-        match (at, set) {
-            (Some(at), true) => base[at].clone_from(entry),
-            (Some(at), false) => {
-                base.remove(at);
-            }
-            (None, true) => base.push(entry.clone()),
-            (None, false) => {}
+        match entry.contains('=') {
+            true => all.set(entry.clone()),
+            false => all.unset(entry),
         }
     }
-    base
+    all.entries.into_iter().flatten().collect()
+}
+
+/// Entries by name: images and requests bring as many as they like.
+#[derive(Default)]
+struct Environment {
+    /// In their order; what was removed leaves a gap.
+    entries: Vec<Option<String>>,
+    places: HashMap<String, usize>,
+}
+
+impl Environment {
+    fn set(&mut self, entry: String) {
+        let name = entry.split('=').next().unwrap_or_default();
+        match self.places.get(name) {
+            Some(&at) => self.entries[at] = Some(entry),
+            None => {
+                self.places.insert(name.to_owned(), self.entries.len());
+                self.entries.push(Some(entry));
+            }
+        }
+    }
+
+    fn unset(&mut self, name: &str) {
+        if let Some(at) = self.places.remove(name) {
+            self.entries[at] = None;
+        }
+    }
 }
 
 /// `nofile` to `RLIMIT_NOFILE`.
@@ -557,13 +581,12 @@ fn user_mount(mount: &ResolvedMount, all_devices: bool) -> Value {
             })
         }
         Source::Tmpfs { options } => {
-            let mut all = vec!["noexec".to_owned(), "nosuid".to_owned(), "nodev".to_owned()];
-            for option in options {
-                // `exec` takes back `noexec`, and so on.
-                let denied = format!("no{option}");
-                all.retain(|known| *known != denied);
-                all.push(option.clone());
-            }
+            // `exec` takes back `noexec`, and so on.
+            let own = ["noexec", "nosuid", "nodev"].into_iter().filter(|denied| {
+                !options.iter().any(|option| denied.strip_prefix("no") == Some(option))
+            });
+            let mut all: Vec<String> =
+                own.map(str::to_owned).chain(options.iter().cloned()).collect();
             if mount.read_only {
                 all.push("ro".to_owned());
             }

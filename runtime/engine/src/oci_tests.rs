@@ -322,6 +322,8 @@ fn environment_entries_replace_and_remove() {
     let base = vec!["A=1".to_owned(), "B=2".to_owned()];
     let over = ["B=3".to_owned(), "A".to_owned(), "C=4=5".to_owned(), "D".to_owned()];
     assert_eq!(overlay_env(base, &over), ["B=3", "C=4=5"]);
+    let twice = vec!["A=1".to_owned(), "B=2".to_owned(), "A=3".to_owned()];
+    assert_eq!(overlay_env(twice, &[]), ["A=3", "B=2"]);
 }
 
 #[test]

@@ -13,7 +13,9 @@
 //! fails, everything that was done is undone and the container is as before,
 //! with the error and Docker's exit code in its state.
 
-use std::{net::IpAddr, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeSet, net::IpAddr, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Instant,
+};
 
 use knarr_model::{
     ContainerSpec, EndpointSpec, NamespaceMode, NetworkMode, PortBinding, Workload,
@@ -582,8 +584,9 @@ fn bindings(spec: &ContainerSpec) -> Vec<PortBinding> {
     }
     let mut all = spec.published.clone();
     if spec.publish_all {
+        let bound: BTreeSet<_> = all.iter().map(|binding| binding.container).collect();
         for port in &spec.exposed_ports {
-            if !all.iter().any(|binding| binding.container == *port) {
+            if !bound.contains(port) {
                 all.push(PortBinding {
                     container: *port,
                     host_ip: None,

@@ -5,7 +5,7 @@
 //! configuration: …`; nothing of it is believed later on.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Component, Path, PathBuf},
 };
 
@@ -23,6 +23,8 @@ use crate::{
 const WORDS_MAX: usize = 1 << 20;
 /// Entries of any list or map.
 const ITEMS_MAX: usize = 10_000;
+/// Ports of all ranges together: each of both protocols, twice.
+const PORTS_MAX: usize = 4 * 65_535;
 
 /// A whole configuration document.
 #[derive(Debug, Clone, Default)]
@@ -156,13 +158,7 @@ fn checked(run: Run) -> Result<ImageConfig> {
     }
     Ok(ImageConfig {
         user,
-        exposed_ports: keys(run.exposed_ports)?
-            .iter()
-            .map(|text| port(text))
-            .collect::<Result<Vec<_>>>()?
-            .into_iter()
-            .flatten()
-            .collect(),
+        exposed_ports: ports(&keys(run.exposed_ports)?)?,
         env,
         entrypoint: list("Entrypoint", run.entrypoint)?,
         cmd: list("Cmd", run.cmd)?,
@@ -206,6 +202,22 @@ fn words(name: &str, words: &[impl AsRef<str>]) -> Result<()> {
         Some(word) => Err(bad(format!("{name}: {:?} holds a zero byte", shown(word.as_ref())))),
         None => Ok(()),
     }
+}
+
+/// The ports of all ranges. A few thousand ranges of all ports would be hundreds of
+/// millions.
+fn ports(texts: &[String]) -> Result<BTreeSet<PortSpec>> {
+    let mut all = BTreeSet::new();
+    let mut count = 0;
+    for text in texts {
+        let range = port(text)?;
+        count += range.len();
+        if count > PORTS_MAX {
+            return Err(bad("too many ExposedPorts"));
+        }
+        all.extend(range);
+    }
+    Ok(all)
 }
 
 /// `80`, `80/tcp`, `8000-8010/udp`; SCTP is left out, which Knarr does not forward.
@@ -283,8 +295,6 @@ fn healthcheck(value: Value) -> Result<Option<Value>> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use serde_json::json;
 
     use super::*;
@@ -318,6 +328,8 @@ mod tests {
     fn i21_what_makes_no_sense_is_refused() {
         let many: BTreeMap<String, String> =
             (0..100_000).map(|n| (n.to_string(), String::new())).collect();
+        let ranges: serde_json::Map<String, Value> =
+            (1..=10_000).map(|n| (format!("{n}-65535"), json!({}))).collect();
         for bad in [
             json!({"Volumes": {"/": {}}}),
             json!({"Volumes": {"/proc": {}}}),
@@ -330,6 +342,7 @@ mod tests {
             json!({"ExposedPorts": {"99999": {}}}),
             json!({"ExposedPorts": {"0": {}}}),
             json!({"ExposedPorts": {"9-8": {}}}),
+            json!({"ExposedPorts": ranges}),
             json!({"StopSignal": "999"}),
             json!({"Env": [format!("A={}", "x".repeat(2 << 20))]}),
             json!({"Env": ["A=\0"]}),

@@ -392,12 +392,12 @@ mod tests {
             [("", "/"), ("data", "/data"), ("real", "/link"), ("real", "/up")]
                 .map(|(host, guest)| (number(host), guest.to_owned()))
                 .to_vec();
-        assert_eq!(directories(grants.context()), wanted);
+        assert_eq!(directories(grants.context(1 << 20)), wanted);
         // A neighbour with whom a volume is shared, between two requests.
         fs::rename(inside("data"), inside("moved")).unwrap();
         symlink(dir.path().join("outside"), inside("data")).unwrap();
         fs::rename(inside("real"), inside("gone")).unwrap();
-        assert_eq!(directories(grants.context()), wanted);
-        assert_eq!(directories(grants.context()), wanted, "for every request");
+        assert_eq!(directories(grants.context(1 << 20)), wanted);
+        assert_eq!(directories(grants.context(1 << 20)), wanted, "for every request");
     }
 }

@@ -5,11 +5,13 @@
 //! `daemon/container.go`, `runconfig/hostconfig_unix.go`); what is accepted but
 //! has no effect becomes a warning.
 
+mod counts;
 mod limits;
 mod mounts;
 mod network;
 mod security;
 
+pub(crate) use counts::few;
 pub(crate) use network::endpoint;
 
 use std::path::PathBuf;
@@ -36,6 +38,7 @@ pub(crate) fn parse(request: ContainerCreateRequest, platform: Option<&str>) -> 
     let config = request.config;
     let host = request.host_config.unwrap_or_default();
     let networking = request.networking_config.unwrap_or_default();
+    counts::check(&config, &host, &networking)?;
     let words = serde_json::json!({
         "Config": config, "HostConfig": host, "NetworkingConfig": networking,
     });

@@ -8,6 +8,7 @@ use std::{
 use knarr_docker::{ContainerConfig, EndpointSettings, HostConfig, NetworkingConfig};
 use knarr_model::{ContainerSpec, EndpointSpec, NetworkMode, PortBinding, PortSpec, Transport};
 
+use super::counts::{self, MOST_PORTS};
 use crate::error::{ApiError, Result, short};
 
 /// The network that `default` means.
@@ -108,6 +109,7 @@ fn reconcile_endpoints(config: &ContainerConfig, spec: &mut ContainerSpec) -> Re
 
 /// What a client asks of one endpoint.
 pub(crate) fn endpoint(settings: &EndpointSettings) -> Result<EndpointSpec> {
+    counts::check_endpoint(settings)?;
     let ipam = settings.ipam_config.clone().unwrap_or_default();
     let ipv4 = match ipam.ipv4_address.as_str() {
         "" => None,
@@ -167,13 +169,25 @@ pub(crate) fn port(text: &str) -> Result<PortSpec> {
 }
 
 fn ports(config: &ContainerConfig, host: &HostConfig, spec: &mut ContainerSpec) -> Result<()> {
+    let mut count = 0_usize;
+    let mut counted = |more: usize| {
+        count += more;
+        match count <= MOST_PORTS {
+            true => Ok(()),
+            false => Err(ApiError::invalid(format!("too many ports: {MOST_PORTS} at most"))),
+        }
+    };
     for exposed in config.exposed_ports.iter().flatten().map(|(text, _)| text) {
-        spec.exposed_ports.extend(exposed_range(exposed)?);
+        let range = exposed_range(exposed)?;
+        counted(range.len())?;
+        spec.exposed_ports.extend(range);
     }
     for (text, bindings) in host.port_bindings.iter().flatten() {
         let container = port(text)?;
+        counted(1)?;
         spec.exposed_ports.insert(container);
         for binding in bindings.iter().flatten() {
+            counted(1)?;
             let host_ip = match binding.host_ip.as_str() {
                 "" => None,
                 ip => Some(ip.trim_matches(['[', ']']).parse::<IpAddr>().map_err(|_| {

@@ -309,3 +309,36 @@ fn an_empty_entrypoint_removes_the_images() {
     assert_eq!(words(json!(null)), None);
     assert_eq!(words(json!("sh")), Some(vec!["sh".to_owned()]));
 }
+
+#[test]
+fn x09_counts_have_limits() {
+    let many = |count: usize, each: &dyn Fn(usize) -> Value| -> Value {
+        (0..count).map(each).collect::<Vec<_>>().into()
+    };
+    let map = |count: usize, key: &dyn Fn(usize) -> String, value: Value| -> Value {
+        (0..count).map(|n| (key(n), value.clone())).collect::<serde_json::Map<_, _>>().into()
+    };
+    for (host, config, want) in [
+        (json!({"Binds": many(100_000, &|n| json!(format!("/s:/t{n}")))}), json!({}), "mounts"),
+        (json!({"Tmpfs": map(10_001, &|n| format!("/t{n}"), json!(""))}), json!({}), "mounts"),
+        (json!({}), json!({"Volumes": map(10_001, &|n| format!("/v{n}"), json!({}))}), "mounts"),
+        (json!({}), json!({"Labels": map(10_001, &|n| n.to_string(), json!(""))}), "labels"),
+        (json!({"GroupAdd": many(10_001, &|n| json!(n.to_string()))}), json!({}), "groups"),
+        (json!({"CapAdd": many(10_001, &|_| json!("CHOWN"))}), json!({}), "capabilities"),
+        (json!({"Ulimits": many(10_001, &|_| json!({"Name": "core"}))}), json!({}), "ulimits"),
+        (json!({"Devices": many(10_001, &|_| json!({"PathOnHost": "/d"}))}), json!({}), "devices"),
+        (json!({"VolumesFrom": many(10_001, &|_| json!("x"))}), json!({}), "take volumes from"),
+        (json!({"ExtraHosts": many(10_001, &|_| json!("a:1.1.1.1"))}), json!({}), "extra hosts"),
+        (
+            json!({}),
+            // Each is a range of all ports, written otherwise.
+            json!({"ExposedPorts": map(10_000, &|n| format!("{:0>6}-65535", n + 1), json!({}))}),
+            "too many ports",
+        ),
+    ] {
+        refused(host, config, want);
+    }
+    // What people do ask for.
+    let ports = map(20_000, &|n| format!("{}/udp", n + 10_000), json!([{"HostPort": "1"}]));
+    assert_eq!(spec(json!({"PortBindings": ports})).published.len(), 20_000);
+}
