@@ -11,7 +11,7 @@
 use std::{
     fs,
     io::Read as _,
-    os::unix::process::CommandExt as _,
+    os::unix::{fs::OpenOptionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -120,12 +120,15 @@ fn start_daemon() -> Result<()> {
     let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("knarrd")));
     let program = beside.filter(|path| path.exists()).unwrap_or_else(|| "knarrd".into());
     let log = PathBuf::from("/run/knarrd.log");
-    let stderr = fs::File::options().create(true).append(true).open(&log).with_context(|| {
-        format!(
-            "no engine runs, and {} cannot be written\n\nhint: start knarrd as root",
-            log.display()
-        )
-    })?;
+    let stderr =
+        fs::File::options().create(true).append(true).mode(0o600).open(&log).with_context(
+            || {
+                format!(
+                    "no engine runs, and {} cannot be written\n\nhint: start knarrd as root",
+                    log.display()
+                )
+            },
+        )?;
     let mut child = Command::new(&program)
         .args(["--ready-fd", "1"])
         .stdin(Stdio::null())

@@ -64,6 +64,9 @@ fn run(flags: &Flags) -> Result<()> {
         rustix::process::geteuid().is_root(),
         "knarrd needs to be started with root privileges"
     );
+    // Whoever started us may have said that everybody may write what we make, or that
+    // nobody may read it: as dockerd, neither.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     // The starter's pipe, and whatever else was left open, is not for shims.
     knarr_sys::close_on_exec(3).context("mark inherited descriptors")?;
     // One thread of control: what blocks has threads of its own, few and small,

@@ -100,6 +100,7 @@ pub const IOPRIO_SET: usize = 251;
 pub const SCHED_SETATTR: usize = 314;
 pub const SENDMSG: usize = 46;
 pub const RECVMSG: usize = 47;
+pub const GETSOCKOPT: usize = 55;
 pub const CLONE: usize = 56;
 pub const EXECVE: usize = 59;
 pub const WAIT4: usize = 61;

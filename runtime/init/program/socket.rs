@@ -34,6 +34,7 @@ struct Control<const N: usize> {
 
 const SOL_SOCKET: i32 = 1;
 const SCM_RIGHTS: i32 = 1;
+const SO_PEERCRED: i32 = 17;
 
 fn read_exactly(buffer: &mut [u8]) -> Answer<()> {
     let mut done = 0;
@@ -137,8 +138,19 @@ pub fn give(kind: u32, op: u32, fd: i32) -> Answer<()> {
     Ok(())
 }
 
-/// Lets go of the parent and waits for somebody who connects and says go; who
-/// connects and says nothing changes nothing. Who asks it politely to end meanwhile
+/// The user on the other side of a socket, as this user namespace knows him; of one
+/// that listens, whoever made it listen.
+fn user_of(socket: i32) -> Answer<u32> {
+    // `struct ucred`: a process, its user and its group.
+    let mut who = [0u32; 3];
+    let mut length = size_of_val(&who) as u32;
+    sys!(GETSOCKOPT, socket, SOL_SOCKET, SO_PEERCRED, who.as_mut_ptr(), &raw mut length)?;
+    Ok(who[1])
+}
+
+/// Lets go of the parent and waits for somebody who connects and says go: root, or who
+/// made the container. Anybody else is not listened to, whatever the socket's mode has
+/// become; who connects and says nothing changes nothing. Who asks it politely to end meanwhile
 /// is not refused, as the kernel would for the first process of a namespace.
 pub fn await_caller(listener: i32) -> Answer<()> {
     for signal in [SIGHUP, SIGINT, SIGTERM] {
@@ -146,12 +158,18 @@ pub fn await_caller(listener: i32) -> Answer<()> {
     }
     // The parent is not waited for by anybody who waits for our end of it.
     close(SOCKET_FD);
+    let owner = user_of(listener)?;
     loop {
         let caller = match sys!(ACCEPT4, listener, 0, 0, O_CLOEXEC) {
             Ok(fd) => fd as i32,
             Err(EINTR) => continue,
             Err(errno) => return Err(errno),
         };
+        let user = user_of(caller);
+        if user != Ok(0) && user != Ok(owner) {
+            close(caller);
+            continue;
+        }
         let mut go = [0u8];
         let got = loop {
             match sys!(READ, caller, go.as_mut_ptr(), 1) {

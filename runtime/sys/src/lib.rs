@@ -11,6 +11,7 @@ mod heap;
 mod mount;
 mod overlay;
 mod process;
+mod socket;
 
 pub use background::work_in_background;
 pub use beneath::{Found, TRIES, open_beneath, open_file, open_in_root, open_with};
@@ -19,3 +20,4 @@ pub use heap::{CountedHeap, give_heap_back, heap_held};
 pub use mount::{MountAttr, mount_setattr};
 pub use overlay::{Overlay, OverlayError};
 pub use process::{Launch, close_on_exec, launch, pidfd_send_signal, spawn_with};
+pub use socket::listen_privately;

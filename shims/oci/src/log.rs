@@ -4,6 +4,7 @@
 use std::{
     fs::File,
     io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
 };
 
 use anyhow::{Context, Result, bail};
@@ -30,6 +31,8 @@ impl Log {
             File::options()
                 .append(true)
                 .create(true)
+                // As runc's: nobody else writes what engines take for the reason of a failure.
+                .mode(0o644)
                 .open(path)
                 .with_context(|| format!("open log {path}"))
         };

@@ -20,7 +20,7 @@ use std::{
         fd::OwnedFd,
         unix::{
             fs::{DirBuilderExt, OpenOptionsExt},
-            net::{UnixListener, UnixStream},
+            net::UnixStream,
         },
     },
     path::{Path, PathBuf},
@@ -153,24 +153,18 @@ impl Home {
         self.dir.join(name)
     }
 
-    /// The name of a socket: an address takes 107 bytes, a directory's descriptor
-    /// any path.
-    fn socket(&self) -> Result<(fs::File, PathBuf)> {
-        use std::os::fd::AsRawFd;
-        let dir = fs::File::open(&self.dir)?;
-        let path = PathBuf::from(format!("/proc/self/fd/{}/start.sock", dir.as_raw_fd()));
-        Ok((dir, path))
-    }
-
-    /// Where its first process is to wait.
+    /// Where its first process is to wait: for its owner alone.
     pub(crate) fn listen(&self) -> Result<OwnedFd> {
-        let (_dir, path) = self.socket()?;
-        Ok(UnixListener::bind(path).context("make the start socket")?.into())
+        let listener = knarr_sys::listen_privately(&self.file("start.sock"));
+        Ok(listener.context("make the start socket")?.into())
     }
 
     /// A connection to its first process; none where it does not wait any more.
     pub(crate) fn connect(&self) -> Result<Option<OwnedFd>> {
-        let (_dir, path) = self.socket()?;
+        use std::os::fd::AsRawFd;
+        // An address takes 107 bytes, a directory's descriptor any path.
+        let dir = fs::File::open(&self.dir).context("open the state directory")?;
+        let path = PathBuf::from(format!("/proc/self/fd/{}/start.sock", dir.as_raw_fd()));
         match UnixStream::connect(path) {
             Ok(stream) => Ok(Some(stream.into())),
             Err(error)

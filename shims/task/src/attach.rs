@@ -49,6 +49,7 @@ pub(crate) trait Lookup: Send + Sync + 'static {
 pub(crate) async fn serve(listener: UnixListener, lookup: Weak<impl Lookup>, clients: TaskTracker) {
     loop {
         match listener.accept().await {
+            Ok((socket, _)) if !admits(&socket) => {}
             Ok((socket, _)) => {
                 let Some(lookup) = lookup.upgrade() else { return };
                 clients.spawn(async move {
@@ -66,26 +67,33 @@ pub(crate) async fn serve(listener: UnixListener, lookup: Weak<impl Lookup>, cli
     }
 }
 
-/// Listens at a path of any length: what does not fit into an address is
-/// reached through its directory (`sun_path` holds 108 bytes).
+/// Listens at a path of any length, for its owner alone, in the place of whoever
+/// listened there before.
 pub(crate) fn listen(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
-    use std::os::{fd::AsRawFd, unix::ffi::OsStrExt};
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let listener = if path.as_os_str().as_bytes().len() < 108 {
-        std::os::unix::net::UnixListener::bind(path)?
-    } else {
-        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-            return Err(io::ErrorKind::InvalidInput.into());
-        };
-        let dir = std::fs::File::open(parent)?;
-        let short = Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name);
-        std::os::unix::net::UnixListener::bind(short)?
-    };
+    let listener = knarr_sys::listen_privately(path)?;
     listener.set_nonblocking(true)?;
     Ok(listener)
+}
+
+/// Whether a caller may speak to us: root, and the user that we are. The socket's mode
+/// says so too; this holds where somebody changed it.
+pub(crate) fn admits(caller: &UnixStream) -> bool {
+    let own = rustix::process::geteuid().as_raw();
+    match caller.peer_cred() {
+        Ok(peer) if peer.uid() == 0 || peer.uid() == own => true,
+        Ok(peer) => {
+            tracing::warn!(uid = peer.uid(), "refused a caller: this socket is its owner's");
+            false
+        }
+        Err(error) => {
+            tracing::warn!("refused a caller: who it is: {error}");
+            false
+        }
+    }
 }
 
 async fn client(socket: UnixStream, lookup: Arc<impl Lookup>) -> io::Result<()> {

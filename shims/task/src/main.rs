@@ -122,6 +122,9 @@ fn runtime(debug: bool) -> anyhow::Result<tokio::runtime::Runtime> {
     // Signals to the caller's terminal are not for us. An error means that
     // we lead a group already.
     let _ = nix::unistd::setsid();
+    // Whoever started us may have said that everybody may write what we make
+    // (containers have a umask of their own). dockerd does the same.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     // No directory of whoever started us is kept busy.
     nix::unistd::chdir("/").context("change to /")?;
     nix::sys::prctl::set_child_subreaper(true).context("become a subreaper")?;
@@ -170,7 +173,7 @@ async fn listen(
     Ok(())
 }
 
-/// Connections that are tracked until they are closed.
+/// Connections of those who may speak to us, tracked until they are closed.
 fn counted(
     listener: std::os::unix::net::UnixListener,
     callers: TaskTracker,
@@ -179,7 +182,12 @@ fn counted(
     Ok(Listener::new(futures_util::stream::unfold(listener, move |listener| {
         let callers = callers.clone();
         async move {
-            let accepted = listener.accept().await;
+            let accepted = loop {
+                match listener.accept().await {
+                    Ok((caller, _)) if !attach::admits(&caller) => {}
+                    accepted => break accepted,
+                }
+            };
             let tracked = accepted.map(|(caller, _)| {
                 let token = callers.token();
                 InspectReader::new(caller, move |_: &[u8]| {
@@ -209,7 +217,7 @@ async fn serve(socket: &Path) -> anyhow::Result<()> {
     let listener =
         attach::listen(socket).with_context(|| format!("listen on {}", socket.display()))?;
     let mut server = Server::new()
-        .add_listener(Listener::try_from(listener)?)
+        .add_listener(counted(listener, TaskTracker::new())?)
         .register_service(tasks.services());
     server.start().await.context("serve")?;
     tokio::spawn(reaper::reap_strangers(tasks.clone())?);

@@ -75,7 +75,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     // Bundles that other engines made, for both of the doors that those come in by.
     ("knarr-bundle", &["knarr-guest", "knarr-model", "knarr-sandbox"]),
     ("containerd-shim-knarr-v1", &["knarr-bundle", "knarr-model", "knarr-sandbox", "knarr-sys"]),
-    ("knarr-oci", &["knarr-bundle", "knarr-model", "knarr-sandbox", "knarr-tree"]),
+    ("knarr-oci", &["knarr-bundle", "knarr-model", "knarr-sandbox", "knarr-sys", "knarr-tree"]),
     ("knarr-example-backend", &[]),
     ("knarr-harness", &[]),
     ("knarr-e2e", &[]),

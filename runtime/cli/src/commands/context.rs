@@ -67,7 +67,7 @@ pub fn execute(verb: ContextVerb, choice: &Choice) -> Result<u8> {
             };
             listing.print(format.as_deref(), quiet.then_some("Name"))?;
         }
-        ContextVerb::Show => println!("{current}"),
+        ContextVerb::Show => outln!("{current}"),
         ContextVerb::Use { name } => {
             ensure!(
                 all.iter().any(|(known, ..)| *known == name),
@@ -82,11 +82,8 @@ pub fn execute(verb: ContextVerb, choice: &Choice) -> Result<u8> {
             };
             parsed["currentContext"] =
                 if name == "default" { "".into() } else { name.clone().into() };
-            std::fs::create_dir_all(&config)?;
-            let new = config.join("config.json.new");
-            std::fs::write(&new, serde_json::to_vec_pretty(&parsed)?)?;
-            std::fs::rename(&new, &path)?;
-            println!("{name}\nCurrent context is now \"{name}\"");
+            super::replace_config(&path, &parsed)?;
+            outln!("{name}\nCurrent context is now \"{name}\"");
         }
         ContextVerb::Inspect { names } => {
             let names = if names.is_empty() { vec![current] } else { names };
@@ -102,7 +99,7 @@ pub fn execute(verb: ContextVerb, choice: &Choice) -> Result<u8> {
                     "Endpoints": {"docker": {"Host": host, "SkipTLSVerify": false}},
                 }));
             }
-            println!("{}", serde_json::to_string_pretty(&shown)?);
+            outln!("{}", serde_json::to_string_pretty(&shown)?);
         }
     }
     Ok(0)

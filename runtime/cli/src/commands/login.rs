@@ -4,7 +4,7 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
-    os::{fd::AsFd as _, unix::fs::OpenOptionsExt as _},
+    os::fd::AsFd as _,
     path::Path,
     process::{Command, Stdio},
 };
@@ -54,7 +54,7 @@ pub async fn execute(verb: LoginVerb, context: &Context) -> Result<u8> {
         LoginVerb::Login(args) => login(args, context).await,
         LoginVerb::Logout { server } => {
             let server = auth::server(server.as_deref());
-            println!("Removing login credentials for {server}");
+            outln!("Removing login credentials for {server}");
             let mut config = Config::read(&context.config)?;
             match config.helper(&server) {
                 Some(helper) => run_helper(&helper, "erase", &server)?,
@@ -79,7 +79,7 @@ async fn login(args: LoginArgs, context: &Context) -> Result<u8> {
         "Must provide --username with --password-stdin"
     );
     if args.password.is_some() {
-        eprintln!("WARNING! Using --password via the CLI is insecure. Use --password-stdin.");
+        errln!("WARNING! Using --password via the CLI is insecure. Use --password-stdin.");
     }
     let username = match args.username {
         Some(username) => username,
@@ -113,14 +113,14 @@ async fn login(args: LoginArgs, context: &Context) -> Result<u8> {
         None => {
             let joined = format!("{}:{}", credentials.username, credentials.password);
             config.auths()?.insert(server, json!({ "auth": BASE64_STANDARD.encode(joined) }));
-            eprintln!(
+            errln!(
                 "\nWARNING! Your credentials are stored unencrypted in '{}'.\nConfigure a credential helper to remove this warning.\n",
                 config.path.display()
             );
         }
     }
     config.write()?;
-    println!("{}", answer.status);
+    outln!("{}", answer.status);
     Ok(0)
 }
 
@@ -129,7 +129,7 @@ fn prompt(question: &str, echo: bool) -> Result<String> {
     if !terminal::stdin_is_terminal() {
         bail!("cannot perform an interactive login from a non TTY device");
     }
-    eprint!("{question}");
+    err!("{question}");
     std::io::stderr().flush()?;
     let stdin = std::io::stdin();
     let before = tcgetattr(stdin.as_fd())?;
@@ -142,7 +142,7 @@ fn prompt(question: &str, echo: bool) -> Result<String> {
     let read = stdin.read_line(&mut line);
     if !echo {
         tcsetattr(stdin.as_fd(), OptionalActions::Now, &before)?;
-        eprintln!();
+        errln!();
     }
     read?;
     Ok(line.trim().to_owned())
@@ -199,19 +199,7 @@ impl Config {
 
     /// Replaces the file at once; only its owner can read it.
     fn write(&self) -> Result<()> {
-        let write = || -> std::io::Result<()> {
-            if let Some(dir) = self.path.parent() {
-                fs::create_dir_all(dir)?;
-            }
-            let new = self.path.with_extension("json.new");
-            let _ = fs::remove_file(&new);
-            let mut file =
-                fs::File::options().write(true).create_new(true).mode(0o600).open(&new)?;
-            file.write_all(&serde_json::to_vec_pretty(&self.values)?)?;
-            file.sync_all()?;
-            fs::rename(&new, &self.path)
-        };
-        write().with_context(|| format!("write {}", self.path.display()))
+        super::replace_config(&self.path, &self.values)
     }
 }
 

@@ -7,6 +7,7 @@ mod engines;
 mod hooks;
 mod interfaces;
 mod life;
+mod rights;
 mod rootless;
 mod specification;
 mod streams;

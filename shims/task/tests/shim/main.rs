@@ -4,6 +4,7 @@
 //! are cases of the reliability catalogue.
 
 mod lifecycle;
+mod rights;
 mod streams;
 mod support;
 mod survival;
