@@ -11,6 +11,14 @@
 //! where the program cannot be run, else 1; otherwise the container's own.
 
 #![forbid(unsafe_code)]
+#![deny(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "what an engine says must not command a terminal: `outln!`, `errln!`"
+)]
+
+#[macro_use]
+mod say;
 
 mod commands;
 mod connect;
@@ -187,7 +195,7 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("knarr: {error}");
+            errln!("knarr: {error}");
             return ExitCode::FAILURE;
         }
     };
@@ -199,8 +207,8 @@ fn main() -> ExitCode {
         Err(error) => {
             // The engine's own words stand alone, as Docker's client shows them.
             match error.downcast_ref::<knarr_client::Error>() {
-                Some(error) => eprintln!("{error}"),
-                None => eprintln!("knarr: {}", output::chain(&error)),
+                Some(error) => errln!("{error}"),
+                None => errln!("knarr: {}", output::chain(&error)),
             }
             ExitCode::from(error.downcast_ref::<commands::Exit>().map_or(1, |exit| exit.0))
         }

@@ -129,11 +129,11 @@ pub fn report(root: &mut Command, error: &clap::Error, words: &[String]) -> Exit
     let see = format!("Run '{path} --help' for more information");
     let usage = command.render_usage();
     let flag = |message: String| {
-        eprintln!("{message}\n\n{usage}\n\n{see}");
+        errln!("{message}\n\n{usage}\n\n{see}");
         ExitCode::from(125)
     };
     let arguments = |message: String| {
-        eprintln!("knarr: {message}\n\n{usage}\n\n{see}");
+        errln!("knarr: {message}\n\n{usage}\n\n{see}");
         ExitCode::FAILURE
     };
     let named = match error.get(ContextKind::InvalidArg) {
@@ -159,7 +159,7 @@ pub fn report(root: &mut Command, error: &clap::Error, words: &[String]) -> Exit
                 Some(ContextValue::String(text)) => text.clone(),
                 _ => String::new(),
             };
-            eprintln!("knarr: unknown command: {path} {unknown}\n\n{see}");
+            errln!("knarr: unknown command: {path} {unknown}\n\n{see}");
             ExitCode::FAILURE
         }
         Kind::UnknownArgument => match named.strip_prefix('-') {

@@ -1,9 +1,9 @@
 //! Tables, human sizes and times: data on stdout, as Docker lays it out.
 
 use anyhow::Result;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use crate::template::Template;
+use crate::{say, template::Template};
 
 /// A list that `--format` may lay out.
 #[derive(Debug)]
@@ -22,11 +22,12 @@ impl Listing {
     /// # Errors
     /// Where the template does not parse or names what a row does not have.
     pub fn print(&self, format: Option<&str>, quiet: Option<&str>) -> Result<()> {
-        print!("{}", self.text(format, quiet)?);
+        let terminal = crate::terminal::stdout_is_terminal();
+        out!("{}", self.text(format, quiet, terminal)?);
         Ok(())
     }
 
-    fn text(&self, format: Option<&str>, quiet: Option<&str>) -> Result<String> {
+    fn text(&self, format: Option<&str>, quiet: Option<&str>, terminal: bool) -> Result<String> {
         if let (Some(field), None) = (quiet, format) {
             let lines = self
                 .rows
@@ -37,9 +38,9 @@ impl Listing {
         let format = format.unwrap_or("table").replace("\\t", "\t").replace("\\n", "\n");
         match format.as_str() {
             "json" => self.plain("{{json .}}"),
-            "table" => self.table(self.default),
+            "table" => self.table(self.default, terminal),
             text => match text.strip_prefix("table ") {
-                Some(columns) => self.table(columns),
+                Some(columns) => self.table(columns, terminal),
                 None => self.plain(text),
             },
         }
@@ -55,11 +56,14 @@ impl Listing {
         Ok(out)
     }
 
-    fn table(&self, columns: &str) -> Result<String> {
+    fn table(&self, columns: &str, terminal: bool) -> Result<String> {
         let template = Template::parse(columns)?;
         let mut lines = vec![template.heading(|field| self.heading(field))];
         for row in &self.rows {
-            lines.push(template.render(row)?);
+            lines.push(match terminal {
+                true => template.render(&cells(row))?,
+                false => template.render(row)?,
+            });
         }
         Ok(align(&lines))
     }
@@ -69,6 +73,24 @@ impl Listing {
             Some((_, heading)) => (*heading).to_owned(),
             None => field.to_uppercase(),
         }
+    }
+}
+
+/// Cells with tabs between them, for [`align_wide`].
+pub fn joined(cells: &[String]) -> String {
+    cells.iter().map(|cell| say::shown(cell)).collect::<Vec<_>>().join("\t")
+}
+
+/// A row whose texts begin no lines and no columns of their own.
+fn cells(row: &Value) -> Value {
+    match row {
+        Value::String(text) => say::cell_for_terminal(text).into(),
+        Value::Array(items) => items.iter().map(cells).collect(),
+        Value::Object(fields) => {
+            let shown = fields.iter();
+            shown.map(|(key, value)| (key.clone(), cells(value))).collect::<Map<_, _>>().into()
+        }
+        other => other.clone(),
     }
 }
 
@@ -96,7 +118,10 @@ pub fn align_wide(lines: &[String], least: usize) -> String {
             if at + 1 == row.len() {
                 out.push_str(cell);
             } else {
-                out.push_str(&format!("{cell:<width$}", width = widths[at]));
+                // Not by a format's width, which ends at 65,535.
+                let gap = widths[at].saturating_sub(cell.chars().count());
+                out.push_str(cell);
+                out.extend(std::iter::repeat_n(' ', gap));
             }
         }
         out.push('\n');
@@ -153,7 +178,7 @@ pub fn duration(seconds: i64) -> String {
 
 /// How long ago a time in seconds since 1970 was.
 pub fn ago(seconds: i64) -> String {
-    format!("{} ago", duration(jiff::Timestamp::now().as_second() - seconds))
+    format!("{} ago", duration(jiff::Timestamp::now().as_second().saturating_sub(seconds)))
 }
 
 /// A time in seconds since 1970 as Go prints it: `2026-01-01 00:00:00 +0000 UTC`.
@@ -249,6 +274,31 @@ mod tests {
         ] {
             assert_eq!(duration(seconds), want, "{seconds}");
         }
+    }
+
+    fn listing(label: &str) -> Listing {
+        let rows = vec![serde_json::json!({ "ID": "1", "Label": label, "Name": "x" })];
+        Listing { default: "{{.ID}}\t{{.Label}}\t{{.Name}}", headings: &[], rows }
+    }
+
+    #[test]
+    fn a05_a_label_is_one_cell_of_a_terminals_table() {
+        let hostile = listing("a\nroot\tx\u{1b}[2J");
+        let text = |format, terminal| hostile.text(format, None, terminal).unwrap();
+        assert_eq!(
+            text(None, true),
+            "ID        LABEL                  NAME\n1         a\\nroot\\tx\\x1b[2J   x\n"
+        );
+        // Elsewhere, and by a template of the user's own, as Docker's client.
+        assert!(text(None, false).contains("a\nroot"));
+        assert_eq!(text(Some("{{.Label}}"), true), "a\nroot\tx\u{1b}[2J\n");
+        assert!(text(Some("json"), true).contains("a\\nroot\\tx\\u001b[2J"));
+    }
+
+    #[test]
+    fn a13_no_cell_is_too_wide() {
+        let text = listing(&"x".repeat(100_000)).text(None, None, false).unwrap();
+        assert_eq!(text.lines().nth(1).unwrap().len(), 10 + 100_003 + 1);
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! What a pull or a load says while it works: a bar a layer on a terminal,
 //! plain lines elsewhere.
 
-use std::{collections::HashMap, io::Write as _};
+use std::collections::HashMap;
 
 use anyhow::{Result, bail};
 use futures_util::{Stream, StreamExt as _};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use knarr_docker::JsonMessage;
+
+use crate::say::cell_for_terminal;
 
 /// Shows a stream of messages to its end.
 ///
@@ -35,15 +37,15 @@ pub async fn show(
             continue;
         }
         match &mut bars {
-            Some(bars) if !message.id.is_empty() => bars.update(&message),
-            _ => plain(&message, to_stderr)?,
+            Some(bars) if bars.has_room_for(&message.id) => bars.update(&message),
+            _ => plain(&message, to_stderr),
         }
     }
     Ok(())
 }
 
 /// One line a change of state; the numbers in between are for terminals.
-fn plain(message: &JsonMessage, to_stderr: bool) -> Result<()> {
+fn plain(message: &JsonMessage, to_stderr: bool) {
     let mut line = String::new();
     if !message.stream.is_empty() {
         line.push_str(&message.stream);
@@ -51,7 +53,7 @@ fn plain(message: &JsonMessage, to_stderr: bool) -> Result<()> {
         let counting =
             message.progress_detail.as_ref().is_some_and(|detail| detail.current.is_some());
         if counting {
-            return Ok(());
+            return;
         }
         if !message.id.is_empty() {
             line = format!("{}: ", message.id);
@@ -60,12 +62,14 @@ fn plain(message: &JsonMessage, to_stderr: bool) -> Result<()> {
         line.push('\n');
     }
     if to_stderr {
-        std::io::stderr().write_all(line.as_bytes())?;
+        err!("{line}");
     } else {
-        std::io::stdout().write_all(line.as_bytes())?;
+        out!("{line}");
     }
-    Ok(())
 }
+
+/// Bars at once: more layers than an image may have.
+const BARS: usize = 256;
 
 #[derive(Default)]
 struct Bars {
@@ -74,14 +78,18 @@ struct Bars {
 }
 
 impl Bars {
+    fn has_room_for(&self, id: &str) -> bool {
+        !id.is_empty() && (self.by_id.len() < BARS || self.by_id.contains_key(id))
+    }
+
     fn update(&mut self, message: &JsonMessage) {
         let bar = self.by_id.entry(message.id.clone()).or_insert_with(|| {
             let bar = self.all.add(ProgressBar::new(0));
             bar.set_style(words());
-            bar.set_prefix(message.id.clone());
+            bar.set_prefix(cell_for_terminal(&message.id).into_owned());
             bar
         });
-        bar.set_message(message.status.clone());
+        bar.set_message(cell_for_terminal(&message.status).into_owned());
         match message.progress_detail.as_ref().and_then(|detail| detail.current.zip(detail.total)) {
             Some((current, total)) if total > 0 => {
                 if bar.length() != Some(total as u64) {

@@ -11,7 +11,8 @@
 //!
 //! **How it fails.** [`Error::Connect`] where nothing listens, [`Error::Api`]
 //! with the engine's own words where it refuses, [`Error::Protocol`] where it
-//! breaks off or says what this client does not understand.
+//! breaks off, says what this client does not understand, or does not stop: every
+//! document, line and message has a longest length (RELIABILITY A13).
 
 #![forbid(unsafe_code)]
 
@@ -22,7 +23,9 @@ mod lines;
 use bytes::Bytes;
 use futures_util::{Stream, TryStreamExt as _};
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt as _, Full, StreamBody, combinators::UnsyncBoxBody};
+use http_body_util::{
+    BodyExt as _, Full, LengthLimitError, Limited, StreamBody, combinators::UnsyncBoxBody,
+};
 use hyper::body::{Frame, Incoming};
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
@@ -135,8 +138,7 @@ impl Client {
         path: &str,
         body: Option<&(impl Serialize + Sync)>,
     ) -> Result<T> {
-        let answer = self.send(method, path, body).await?;
-        let bytes = answer.into_body().collect().await.map_err(protocol)?.to_bytes();
+        let bytes = whole(self.send(method, path, body).await?).await?;
         serde_json::from_slice(&bytes)
             .map_err(|e| protocol(format_args!("unexpected answer to {path}: {e}")))
     }
@@ -277,7 +279,15 @@ impl Client {
         }?;
         let status = answer.status();
         if status.is_client_error() || status.is_server_error() {
-            let bytes = answer.into_body().collect().await.map_err(protocol)?.to_bytes();
+            let bytes = match read(answer, LONGEST_MESSAGE).await {
+                Ok(bytes) => bytes,
+                Err(Unread::TooLong) => {
+                    return Err(Error::Protocol(format!(
+                        "request returned {status} with a message (> {LONGEST_MESSAGE} bytes), check if the server supports the requested API version"
+                    )));
+                }
+                Err(Unread::Broken(error)) => return Err(error),
+            };
             let message = match serde_json::from_slice::<knarr_docker::ErrorBody>(&bytes) {
                 Ok(body) => body.message,
                 Err(_) => String::from_utf8_lossy(&bytes).trim().to_owned(),
@@ -285,6 +295,38 @@ impl Client {
             return Err(Error::Api { status: status.as_u16(), message });
         }
         Ok(answer)
+    }
+}
+
+/// The longest document that is believed: ten thousand containers with their labels
+/// are a tenth of it.
+pub const LONGEST: usize = 64 << 20;
+
+/// The longest message of a failure, as Docker's client reads it.
+const LONGEST_MESSAGE: usize = 1 << 20;
+
+/// The whole body of an answer, up to [`LONGEST`].
+///
+/// # Errors
+/// [`Error::Protocol`] where it breaks off or is longer.
+pub async fn whole(answer: Response<Incoming>) -> Result<Bytes> {
+    read(answer, LONGEST).await.map_err(|unread| match unread {
+        Unread::TooLong => protocol(format_args!("the answer is longer than {LONGEST} bytes")),
+        Unread::Broken(error) => error,
+    })
+}
+
+/// Why a body was not read.
+enum Unread {
+    TooLong,
+    Broken(Error),
+}
+
+async fn read(answer: Response<Incoming>, limit: usize) -> std::result::Result<Bytes, Unread> {
+    match Limited::new(answer.into_body(), limit).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(Unread::TooLong),
+        Err(error) => Err(Unread::Broken(protocol(error))),
     }
 }
 

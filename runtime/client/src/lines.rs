@@ -15,17 +15,20 @@ const LONGEST: usize = 16 << 20;
 pub(crate) fn json<T: DeserializeOwned>(
     answer: Response<Incoming>,
 ) -> impl Stream<Item = Result<T>> + Unpin + use<T> {
-    let state = (answer.into_body(), BytesMut::new());
-    Box::pin(stream::try_unfold(state, |(mut body, mut buffer)| async move {
+    // How much of the buffer has no end of a line for certain.
+    let state = (answer.into_body(), BytesMut::new(), 0);
+    Box::pin(stream::try_unfold(state, |(mut body, mut buffer, mut seen)| async move {
         loop {
-            if let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
-                let line = buffer.split_to(end + 1);
+            if let Some(end) = buffer[seen..].iter().position(|byte| *byte == b'\n') {
+                let line = buffer.split_to(seen + end + 1);
+                seen = 0;
                 if line.iter().all(u8::is_ascii_whitespace) {
                     continue;
                 }
                 let value = serde_json::from_slice(&line).map_err(protocol)?;
-                return Ok(Some((value, (body, buffer))));
+                return Ok(Some((value, (body, buffer, seen))));
             }
+            seen = buffer.len();
             if buffer.len() > LONGEST {
                 return Err(protocol("a line of the answer has no end"));
             }
@@ -38,7 +41,7 @@ pub(crate) fn json<T: DeserializeOwned>(
                 None if buffer.iter().all(u8::is_ascii_whitespace) => return Ok(None),
                 None => {
                     let value = serde_json::from_slice(&buffer).map_err(protocol)?;
-                    return Ok(Some((value, (body, BytesMut::new()))));
+                    return Ok(Some((value, (body, BytesMut::new(), 0))));
                 }
             }
         }

@@ -6,7 +6,6 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
 use futures_util::{StreamExt as _, future::join_all};
 use http::Method;
-use http_body_util::BodyExt as _;
 use knarr_client::{Frames, NOTHING, encode, path};
 use knarr_docker::{
     ContainerInspect, ContainerSummary, Port, Stats, StreamKind, TopResponse, WaitResponse,
@@ -237,10 +236,10 @@ pub async fn execute(verb: ContainerVerb, context: &Context) -> Result<u8> {
                 match gone {
                     // What is not there need not be forced away.
                     Err(error) if force && error.status() == Some(404) => {
-                        eprintln!("{error}");
+                        errln!("{error}");
                         Ok(())
                     }
-                    gone => gone.map(|()| println!("{name}")).map_err(Into::into),
+                    gone => gone.map(|()| outln!("{name}")).map_err(Into::into),
                 }
             })
             .await
@@ -260,9 +259,9 @@ pub async fn execute(verb: ContainerVerb, context: &Context) -> Result<u8> {
             for name in &containers {
                 let path = format!("/containers/{}/wait", encode(name));
                 match client.json::<WaitResponse>(Method::POST, &path, NOTHING).await {
-                    Ok(answer) => println!("{}", answer.status_code),
+                    Ok(answer) => outln!("{}", answer.status_code),
                     Err(error) => {
-                        eprintln!("{error}");
+                        errln!("{error}");
                         failed = true;
                     }
                 }
@@ -480,9 +479,9 @@ async fn top(container: &str, options: &[String], context: &Context) -> Result<u
         .await?;
     let lines: Vec<String> = std::iter::once(&answer.titles)
         .chain(&answer.processes)
-        .map(|cells| cells.join("\t"))
+        .map(|cells| output::joined(cells))
         .collect();
-    print!("{}", output::align_wide(&lines, 20));
+    out!("{}", output::align_wide(&lines, 20));
     Ok(0)
 }
 
@@ -496,15 +495,15 @@ async fn ports(container: &str, port: Option<&str>, context: &Context) -> Result
     if let Some(port) = port {
         let wanted = if port.contains('/') { port.to_owned() } else { format!("{port}/tcp") };
         let Some(Some(bindings)) = ports.get(&wanted) else {
-            eprintln!("Error: No public port '{port}' published for {container}");
+            errln!("Error: No public port '{port}' published for {container}");
             return Ok(1);
         };
-        bindings.iter().for_each(|binding| println!("{}", show(binding)));
+        bindings.iter().for_each(|binding| outln!("{}", show(binding)));
         return Ok(0);
     }
     for (port, bindings) in &ports {
         for binding in bindings.iter().flatten() {
-            println!("{port} -> {}", show(binding));
+            outln!("{port} -> {}", show(binding));
         }
     }
     Ok(0)
@@ -550,7 +549,8 @@ async fn stats(args: StatsArgs, context: &Context) -> Result<u8> {
             rows,
         };
         if !args.no_stream && args.format.is_none() {
-            print!("\x1b[2J\x1b[H");
+            // The screen is cleared.
+            std::io::stdout().write_all(b"\x1b[2J\x1b[H")?;
         }
         listing.print(args.format.as_deref(), None)?;
         if args.no_stream {
@@ -625,14 +625,14 @@ pub async fn inspect(args: InspectArgs, kind: Option<&str>, context: &Context) -
     if let Some(template) = template {
         for object in &objects {
             let data: Value = serde_json::from_str(object)?;
-            println!("{}", template.render(&data)?);
+            outln!("{}", template.render(&data)?);
         }
     } else if args.format.is_some() {
-        println!("[{}]", objects.join(","));
+        outln!("[{}]", objects.join(","));
     } else {
-        println!("{}", indent(&format!("[{}]", objects.join(","))));
+        outln!("{}", indent(&format!("[{}]", objects.join(","))));
     }
-    errors.iter().for_each(|error| eprintln!("{error}"));
+    errors.iter().for_each(|error| errln!("{error}"));
     Ok((!errors.is_empty()).into())
 }
 
@@ -655,7 +655,7 @@ async fn find(
         };
         match context.client.send(Method::GET, &path, NOTHING).await {
             Ok(answer) => {
-                let bytes = answer.into_body().collect().await?.to_bytes();
+                let bytes = knarr_client::whole(answer).await?;
                 return Ok(Ok(String::from_utf8(bytes.to_vec())?.trim().to_owned()));
             }
             // What is no name of one kind may be one of another.

@@ -113,7 +113,7 @@ pub async fn exec(args: ExecArgs, context: &Context) -> Result<u8> {
 /// Says why the program does not run, with Docker's exit code.
 fn report(error: &knarr_client::Error) -> u8 {
     let text = error.to_string();
-    eprintln!("{text}");
+    errln!("{text}");
     if text.contains("executable file not found") || text.contains("no such file or directory") {
         127
     } else if text.contains("permission denied")

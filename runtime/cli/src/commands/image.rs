@@ -15,6 +15,7 @@ use super::{Context, auth, container, filters};
 use crate::{
     output::{self, Listing},
     progress,
+    say::shown,
 };
 
 /// Verbs that stand alone.
@@ -193,11 +194,11 @@ async fn pull_verb(args: PullArgs, context: &Context) -> Result<u8> {
         && !args.image.contains('@')
         && !args.image.rsplit('/').next().is_some_and(|last| last.contains(':'))
     {
-        println!("Using default tag: latest");
+        outln!("Using default tag: latest");
     }
     let header = auth::header(&context.config, &args.image);
     pull(&context.client, &args.image, args.platform.as_deref(), header, args.quiet, false).await?;
-    println!(
+    outln!(
         "{}",
         args.image
             .parse::<Reference>()
@@ -348,7 +349,7 @@ async fn remove(args: RemoveArgs, context: &Context) -> Result<u8> {
         {
             Ok(deleted) => print_deleted(&deleted),
             Err(error) => {
-                eprintln!("{error}");
+                errln!("{error}");
                 failed |= !(args.force && error.status() == Some(404));
             }
         }
@@ -360,8 +361,8 @@ async fn remove(args: RemoveArgs, context: &Context) -> Result<u8> {
 pub fn print_deleted(deleted: &[ImageDelete]) {
     for one in deleted {
         match one.deleted.is_empty() {
-            true => println!("Untagged: {}", one.untagged),
-            false => println!("Deleted: {}", one.deleted),
+            true => outln!("Untagged: {}", shown(&one.untagged)),
+            false => outln!("Deleted: {}", shown(&one.deleted)),
         }
     }
 }

@@ -11,9 +11,14 @@ pub mod run;
 pub mod system;
 pub mod volume;
 
-use std::path::PathBuf;
+use std::{
+    fs,
+    io::Write as _,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use futures_util::StreamExt as _;
 use knarr_client::Client;
 
@@ -71,10 +76,10 @@ where
     let mut outcomes = std::pin::pin!(futures_util::stream::iter(outcomes).buffered(50));
     while let Some((name, outcome)) = outcomes.next().await {
         match outcome {
-            Ok(()) if print => println!("{name}"),
+            Ok(()) if print => outln!("{name}"),
             Ok(()) => {}
             Err(error) => {
-                eprintln!("{}", crate::output::chain(&error));
+                errln!("{}", crate::output::chain(&error));
                 failed = true;
             }
         }
@@ -82,12 +87,29 @@ where
     Ok(failed.into())
 }
 
+/// Replaces the client's configuration file at once. It holds credentials: only its
+/// owner can read it, and only its owner's directory is made for it.
+pub fn replace_config(path: &Path, values: &impl serde::Serialize) -> Result<()> {
+    let replace = || -> std::io::Result<()> {
+        if let Some(directory) = path.parent() {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        }
+        let new = path.with_extension("json.new");
+        let _ = fs::remove_file(&new);
+        let mut file = fs::File::options().write(true).create_new(true).mode(0o600).open(&new)?;
+        file.write_all(&serde_json::to_vec_pretty(values)?)?;
+        file.sync_all()?;
+        fs::rename(&new, path)
+    };
+    replace().with_context(|| format!("write {}", path.display()))
+}
+
 /// Asks before something is deleted.
 pub fn confirmed(force: bool, warning: &str) -> Result<bool> {
     if force {
         return Ok(true);
     }
-    eprint!("WARNING! {warning}\nAre you sure you want to continue? [y/N] ");
+    err!("WARNING! {warning}\nAre you sure you want to continue? [y/N] ");
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;
     Ok(answer.trim().eq_ignore_ascii_case("y") || answer.trim().eq_ignore_ascii_case("yes"))

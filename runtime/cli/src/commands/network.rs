@@ -213,9 +213,9 @@ async fn create(args: CreateArgs, context: &Context) -> Result<u8> {
     let created: NetworkCreateResponse =
         context.client.json(Method::POST, "/networks/create", Some(&request)).await?;
     if !created.warning.is_empty() {
-        eprintln!("WARNING: {}", created.warning);
+        errln!("WARNING: {}", created.warning);
     }
-    println!("{}", created.id);
+    outln!("{}", created.id);
     Ok(0)
 }
 

@@ -12,7 +12,6 @@ use std::{fs, sync::PoisonError};
 use anyhow::{Result, bail, ensure};
 use clap::Args;
 use http::Method;
-use http_body_util::BodyExt as _;
 use knarr_client::{Client, Error, Hijacked, NOTHING, encode, path};
 use knarr_docker::{ContainerCreateResponse, ContainerInspect, WaitResponse};
 
@@ -110,7 +109,7 @@ pub async fn run(args: RunArgs, context: &Context) -> Result<u8> {
     let client = &context.client;
     if !attached.any() {
         let started = client.post(&format!("/containers/{}/start", created.id)).await;
-        println!("{}", created.id);
+        outln!("{}", created.id);
         return Ok(started.map_or_else(|error| report_start(&error.into()), |_| 0));
     }
     let session = Session {
@@ -129,7 +128,7 @@ pub async fn run(args: RunArgs, context: &Context) -> Result<u8> {
 /// Creates a container and prints its id.
 pub async fn create(args: CreateCommand, context: &Context) -> Result<u8> {
     let created = create_container(&args.create, false, context).await?;
-    println!("{}", created.id);
+    outln!("{}", created.id);
     Ok(0)
 }
 
@@ -148,7 +147,7 @@ pub async fn start(args: StartArgs, context: &Context) -> Result<u8> {
         .await?;
         let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
         if !failed.is_empty() {
-            eprintln!("Error: failed to start containers: {}", failed.join(", "));
+            errln!("Error: failed to start containers: {}", failed.join(", "));
         }
         return Ok(code);
     }
@@ -234,14 +233,14 @@ async fn create_container(
         && message.contains("o such image")
     {
         if !args.quiet {
-            eprintln!("Unable to find image '{}' locally", image::familiar(wanted));
+            errln!("Unable to find image '{}' locally", image::familiar(wanted));
         }
         pull().await?;
         answer = context.client.json(Method::POST, &path, Some(&request)).await;
     }
     let created: ContainerCreateResponse = answer?;
     for warning in &created.warnings {
-        eprintln!("WARNING: {warning}");
+        errln!("WARNING: {warning}");
     }
     if let Some(file) = &args.cidfile {
         fs::write(file, &created.id)?;
@@ -331,7 +330,7 @@ impl Session<'_> {
         if streams? == Ended::Detached {
             return Ok(0);
         }
-        let body = wait.into_body().collect().await?.to_bytes();
+        let body = knarr_client::whole(wait).await?;
         let answer: WaitResponse = serde_json::from_slice(&body)?;
         if let Some(error) = answer.error.filter(|error| !error.message.is_empty()) {
             bail!("{}", error.message);
@@ -343,7 +342,7 @@ impl Session<'_> {
 /// Says why nothing runs, with Docker's exit code (docker/cli `toStatusError`).
 fn report_start(error: &anyhow::Error) -> u8 {
     let text = crate::output::chain(error);
-    eprintln!("knarr: {text}\n\nRun 'knarr run --help' for more information");
+    errln!("knarr: {text}\n\nRun 'knarr run --help' for more information");
     let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
     if says(&[
         "executable file not found",

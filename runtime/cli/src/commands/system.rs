@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::{Context, confirmed, container, filters, image};
 use crate::{
     output::{self, Listing},
+    say::shown,
     template::Template,
 };
 
@@ -115,8 +116,8 @@ pub async fn execute_group(verb: SystemGroup, context: &Context) -> Result<u8> {
 fn formatted(format: Option<&str>, data: &Value) -> Result<bool> {
     match format {
         None => return Ok(false),
-        Some("json") => println!("{data}"),
-        Some(text) => println!("{}", Template::parse(text)?.render(data)?),
+        Some("json") => outln!("{data}"),
+        Some(text) => outln!("{}", Template::parse(text)?.render(data)?),
     }
     Ok(true)
 }
@@ -150,7 +151,7 @@ async fn version(format: Option<&str>, context: &Context) -> Result<u8> {
     if formatted(format, &data)? {
         return Ok(0);
     }
-    println!(
+    outln!(
         "Client: Knarr\n Version:           {}\n API version:       {}\n OS/Arch:           {}/{}",
         env!("CARGO_PKG_VERSION"),
         knarr_docker::API_VERSION,
@@ -159,24 +160,27 @@ async fn version(format: Option<&str>, context: &Context) -> Result<u8> {
     );
     match server {
         Ok(server) => {
-            println!("\nServer: {}", server.platform.name);
-            println!(" Engine:\n  Version:          {}", server.version);
-            println!(
+            outln!("\nServer: {}", server.platform.name);
+            outln!(" Engine:\n  Version:          {}", server.version);
+            outln!(
                 "  API version:      {} (minimum version {})",
-                server.api_version, server.min_api_version
+                server.api_version,
+                server.min_api_version
             );
-            println!(
+            outln!(
                 "  OS/Arch:          {}/{}\n  Kernel version:   {}",
-                server.os, server.arch, server.kernel_version
+                server.os,
+                server.arch,
+                server.kernel_version
             );
             for component in server.components.iter().filter(|component| component.name != "Engine")
             {
-                println!(" {}:\n  Version:          {}", component.name, component.version);
+                outln!(" {}:\n  Version:          {}", component.name, component.version);
             }
             Ok(0)
         }
         Err(error) => {
-            eprintln!("{error}");
+            errln!("{error}");
             Ok(1)
         }
     }
@@ -188,56 +192,57 @@ async fn info(format: Option<&str>, context: &Context) -> Result<u8> {
         return Ok(0);
     }
     let info: Info = serde_json::from_value(data)?;
-    println!("Client: Knarr\n Version:    {}\n\nServer:", env!("CARGO_PKG_VERSION"));
-    println!(" Containers: {}", info.containers);
-    println!(
+    outln!("Client: Knarr\n Version:    {}\n\nServer:", env!("CARGO_PKG_VERSION"));
+    outln!(" Containers: {}", info.containers);
+    outln!(
         "  Running: {}\n  Paused: {}\n  Stopped: {}",
-        info.containers_running, info.containers_paused, info.containers_stopped
+        info.containers_running,
+        info.containers_paused,
+        info.containers_stopped
     );
-    println!(
+    outln!(
         " Images: {}\n Server Version: {}\n Storage Driver: {}",
-        info.images, info.server_version, info.driver
+        info.images,
+        info.server_version,
+        info.driver
     );
     for [name, value] in info.driver_status.iter().flatten() {
-        println!("  {name}: {value}");
+        outln!("  {name}: {value}");
     }
-    println!(
+    outln!(
         " Logging Driver: {}\n Cgroup Driver: {}\n Cgroup Version: {}",
-        info.logging_driver, info.cgroup_driver, info.cgroup_version
+        info.logging_driver,
+        info.cgroup_driver,
+        info.cgroup_version
     );
-    println!(
+    outln!(
         " Plugins:\n  Volume: {}\n  Network: {}\n  Log: {}",
         info.plugins.volume.join(" "),
         info.plugins.network.join(" "),
         info.plugins.log.join(" ")
     );
     let runtimes: Vec<&str> = info.runtimes.keys().map(String::as_str).collect();
-    println!(" Runtimes: {}\n Default Runtime: {}", runtimes.join(" "), info.default_runtime);
-    println!(" Security Options:");
+    outln!(" Runtimes: {}\n Default Runtime: {}", runtimes.join(" "), info.default_runtime);
+    outln!(" Security Options:");
     for option in &info.security_options {
-        println!(
-            "  {}",
-            option.trim_start_matches("name=").replace(',', "\n   ").replace('=', ": ")
-        );
+        outln!("  {}", option.trim_start_matches("name=").replace(',', "\n   ").replace('=', ": "));
     }
-    println!(
+    outln!(
         " Kernel Version: {}\n Operating System: {}",
-        info.kernel_version, info.operating_system
+        info.kernel_version,
+        info.operating_system
     );
-    println!(
-        " OSType: {}\n Architecture: {}\n CPUs: {}",
-        info.os_type, info.architecture, info.ncpu
-    );
-    println!(
+    outln!(" OSType: {}\n Architecture: {}\n CPUs: {}", info.os_type, info.architecture, info.ncpu);
+    outln!(
         " Total Memory: {}\n Name: {}\n ID: {}",
         output::binary_size(info.mem_total.max(0) as u64),
         info.name,
         info.id
     );
-    println!(" Docker Root Dir: {}\n Debug Mode: {}", info.docker_root_dir, info.debug);
-    println!(" Live Restore Enabled: {}", info.live_restore_enabled);
+    outln!(" Docker Root Dir: {}\n Debug Mode: {}", info.docker_root_dir, info.debug);
+    outln!(" Live Restore Enabled: {}", info.live_restore_enabled);
     for warning in info.warnings.iter().flatten() {
-        eprintln!("{warning}");
+        errln!("{warning}");
     }
     Ok(0)
 }
@@ -256,14 +261,18 @@ async fn events(args: EventsArgs, context: &Context) -> Result<u8> {
         if formatted(args.format.as_deref(), &serde_json::to_value(&event)?)? {
             continue;
         }
-        let facts: Vec<String> =
-            event.actor.attributes.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let facts: Vec<String> = event
+            .actor
+            .attributes
+            .iter()
+            .map(|(key, value)| format!("{}={}", shown(key), shown(value)))
+            .collect();
         let time = jiff::Timestamp::from_nanosecond(event.time_nano.into()).unwrap_or_default();
-        println!(
+        outln!(
             "{time:.9} {} {} {} ({})",
-            event.kind,
-            event.action,
-            event.actor.id,
+            shown(&event.kind),
+            shown(&event.action),
+            shown(&event.actor.id),
             facts.join(", ")
         );
     }
@@ -276,7 +285,11 @@ async fn disk_usage(verbose: bool, context: &Context) -> Result<u8> {
     }
     let usage: DiskUsage = context.client.get("/system/df").await?;
     let row = |kind: &str, total: usize, active: usize, size: i64, free: i64| {
-        let percent = if size > 0 { format!(" ({}%)", free * 100 / size) } else { String::new() };
+        let percent = if size > 0 {
+            format!(" ({}%)", i128::from(free) * 100 / i128::from(size))
+        } else {
+            String::new()
+        };
         json!({
             "Type": kind, "TotalCount": total, "Active": active,
             "Size": output::whole_size(size),
@@ -343,12 +356,13 @@ async fn disk_usage(verbose: bool, context: &Context) -> Result<u8> {
 
 fn report(heading: &str, names: &[String]) {
     if !names.is_empty() {
-        println!("{heading}\n{}\n", names.join("\n"));
+        let names: Vec<_> = names.iter().map(|name| shown(name)).collect();
+        outln!("{heading}\n{}\n", names.join("\n"));
     }
 }
 
 fn report_total(reclaimed: u64) {
-    println!("Total reclaimed space: {}", output::whole_size(reclaimed as i64));
+    outln!("Total reclaimed space: {}", output::whole_size(reclaimed as i64));
 }
 
 async fn post<T: serde::de::DeserializeOwned>(
@@ -432,9 +446,9 @@ async fn images_away(args: &PruneArgs, context: &Context) -> Result<u64> {
     let pruned: ImagesPruned = post("/images/prune", &words, context).await?;
     let deleted = pruned.images_deleted.unwrap_or_default();
     if !deleted.is_empty() {
-        println!("Deleted Images:");
+        outln!("Deleted Images:");
         image::print_deleted(&deleted);
-        println!();
+        outln!();
     }
     Ok(pruned.space_reclaimed)
 }

@@ -77,7 +77,7 @@ pub async fn execute(verb: VolumeVerb, context: &Context) -> Result<u8> {
             };
             let volume: Volume =
                 client.json(Method::POST, "/volumes/create", Some(&request)).await?;
-            println!("{}", volume.name);
+            outln!("{}", volume.name);
             Ok(0)
         }
         VolumeVerb::Ls(args) => list(args, context).await,

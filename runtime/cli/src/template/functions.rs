@@ -235,7 +235,9 @@ fn printf(format: &str, arguments: &[Value]) -> String {
         };
         let text = match verb {
             'q' => serde_json::to_string(&display(value, false)).unwrap_or_default(),
-            'f' => format!("{:.*}", precision.unwrap_or(6), value.as_f64().unwrap_or(0.0)),
+            'f' => {
+                format!("{:.*}", precision.unwrap_or(6).min(4096), value.as_f64().unwrap_or(0.0))
+            }
             'x' => match value {
                 Value::Number(number) => format!("{:x}", number.as_i64().unwrap_or(0)),
                 other => display(other, false).bytes().map(|byte| format!("{byte:02x}")).collect(),
