@@ -1,5 +1,7 @@
 //! The verbs of one container.
 
+use std::collections::BTreeSet;
+
 use axum::{
     body::Body,
     extract::{Path, State},
@@ -32,21 +34,28 @@ pub(crate) async fn create(
 ) -> Result<Response> {
     let asked: ContainerCreateRequest = query::json(&headers, body).await?;
     let mut parsed = request::parse(asked, query.text("platform"))?;
+    let mounts = &mut parsed.spec.mounts;
+    let mut taken: BTreeSet<_> = mounts.iter().map(|mount| mount.target.clone()).collect();
     for from in &parsed.volumes_from {
-        let mounts = volumes_from(&api, from)?;
-        let taken: Vec<_> = parsed.spec.mounts.iter().map(|mount| mount.target.clone()).collect();
-        parsed.spec.mounts.extend(mounts.into_iter().filter(|m| !taken.contains(&m.target)));
+        let others = volumes_from(&api, from)?;
+        mounts.extend(others.into_iter().filter(|mount| taken.insert(mount.target.clone())));
+        request::few("mounts", mounts.len())?;
     }
     let image = parsed.spec.image.clone();
-    let created = api.engine.create(query.text("name"), parsed.spec).await.map_err(|error| {
-        let mut error = ApiError::from(error);
-        // A client takes 404 here for a missing image, and pulls it: what else is
-        // missing (a network, a container of a mode) is a bad request.
-        if error.status == StatusCode::NOT_FOUND && api.engine.images().resolve(&image).is_ok() {
-            error.status = StatusCode::BAD_REQUEST;
+    let created = match api.engine.create(query.text("name"), parsed.spec).await {
+        Ok(created) => created,
+        Err(error) => {
+            let mut error = ApiError::from(error);
+            // A client takes 404 here for a missing image, and pulls it: what else is
+            // missing (a network, a container of a mode) is a bad request.
+            if error.status == StatusCode::NOT_FOUND
+                && api.engine.ask_images(move |images| images.resolve(&image)).await?.is_ok()
+            {
+                error.status = StatusCode::BAD_REQUEST;
+            }
+            return Err(error);
         }
-        error
-    })?;
+    };
     let mut warnings = parsed.warnings;
     warnings.extend(created.warnings);
     let answer = ContainerCreateResponse { id: created.id.to_string(), warnings };
@@ -97,7 +106,9 @@ pub(crate) async fn inspect(
     let view = api.engine.inspect(&id)?;
     let mut inspect = render::container(&view);
     // The image's row knows why it was taken for what it is; it may be gone.
-    if let (Some(knarr), Ok(image)) = (&mut inspect.knarr, api.engine.images().get(&view.image_id))
+    let image = view.image_id;
+    if let (Some(knarr), Ok(image)) =
+        (&mut inspect.knarr, api.engine.ask_images(move |images| images.get(&image)).await?)
     {
         knarr.reason = image.row.reason;
     }

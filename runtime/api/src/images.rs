@@ -14,7 +14,7 @@ use knarr_docker::{
     ContainerConfig, GraphDriver, ImageDelete, ImageHistory, ImageInspect, ImageMetadata,
     ImageSummary, ImagesPruned, RootFs, Words,
 };
-use knarr_image::{Image, Progress, RemoveOptions, Removed};
+use knarr_image::{Image, Images, Progress, RemoveOptions, Removed};
 use knarr_model::{Platform, Reference};
 use knarr_registry::Auth;
 use tokio::sync::mpsc;
@@ -38,13 +38,17 @@ pub(crate) async fn list(State(api): State<Api>, query: Query) -> Result<Respons
     let known =
         ["before", "dangling", "label", "label!", "reference", "since", "until", "workload"];
     let filters = Filters::parse(query.text("filters"), &known)?;
-    let images = api.engine.images();
+    let rows = api.engine.ask_images(move |images| rows(images, &filters)).await??;
+    Ok(json(&rows))
+}
+
+fn rows(images: &Images, filters: &Filters) -> Result<Vec<ImageSummary>> {
     let created = |name: &str| -> Result<Option<i64>> {
         let key = filters.get(name).first();
         Ok(key.map(|key| images.resolve(key)).transpose()?.map(|image| image.row.created))
     };
     let (before, since) = (created("before")?, created("since")?);
-    let until = until_filter(&filters)?.map(Timestamp::as_second);
+    let until = until_filter(filters)?.map(Timestamp::as_second);
     let dangling = filters.truth("dangling")?;
     let mut rows = Vec::new();
     for image in images.list()? {
@@ -61,15 +65,15 @@ pub(crate) async fn list(State(api): State<Api>, query: Query) -> Result<Respons
         let mut summary = summary(&image);
         if filters.has("reference") {
             // Only the names that were asked for are shown, as Docker does.
-            summary.repo_tags = matching(&filters, &row.tags);
-            summary.repo_digests = matching(&filters, &row.digests);
+            summary.repo_tags = matching(filters, &row.tags);
+            summary.repo_digests = matching(filters, &row.digests);
             if summary.repo_tags.is_empty() && summary.repo_digests.is_empty() {
                 continue;
             }
         }
         rows.push(summary);
     }
-    Ok(json(&rows))
+    Ok(rows)
 }
 
 fn matching(filters: &Filters, names: &[Reference]) -> Vec<String> {
@@ -117,8 +121,7 @@ pub(crate) fn summary(image: &Image) -> ImageSummary {
 }
 
 /// Ids of the images that one of `names` is, or that stand on its layers.
-pub(crate) fn ancestors(api: &Api, names: &[String]) -> BTreeSet<String> {
-    let images = api.engine.images();
+pub(crate) fn ancestors(images: &Images, names: &[String]) -> BTreeSet<String> {
     let wanted: Vec<Image> = names.iter().filter_map(|name| images.resolve(name).ok()).collect();
     if wanted.is_empty() {
         return BTreeSet::new();
@@ -136,15 +139,16 @@ pub(crate) fn ancestors(api: &Api, names: &[String]) -> BTreeSet<String> {
 /// `GET /images/{name}/json` and `…/history`.
 pub(crate) async fn get(State(api): State<Api>, Path(path): Path<String>) -> Result<Response> {
     match path.rsplit_once('/') {
-        Some((name, "json")) => inspect(&api, name),
-        Some((name, "history")) => history(&api, name),
+        Some((name, "json")) => inspect(&api, name).await,
+        Some((name, "history")) => history(&api, name).await,
         Some((_, "get")) => Err(ApiError::not_supported("saving images")),
         _ => Err(ApiError::not_found("page not found")),
     }
 }
 
-fn inspect(api: &Api, name: &str) -> Result<Response> {
-    let found = api.engine.images().inspect(name)?;
+async fn inspect(api: &Api, name: &str) -> Result<Response> {
+    let name = name.to_owned();
+    let found = api.engine.ask_images(move |images| images.inspect(&name)).await??;
     let row = &found.image.row;
     let names = |names: &[Reference]| names.iter().map(Reference::familiar).collect::<Vec<_>>();
     let mut knarr = render::workload(&row.workload, &row.reason);
@@ -218,8 +222,9 @@ fn config(image: &Image) -> ContainerConfig {
     }
 }
 
-fn history(api: &Api, name: &str) -> Result<Response> {
-    let steps = api.engine.images().history(name)?;
+async fn history(api: &Api, name: &str) -> Result<Response> {
+    let name = name.to_owned();
+    let steps = api.engine.ask_images(move |images| images.history(&name)).await??;
     let row = |step: knarr_image::HistoryEntry| ImageHistory {
         id: step.id.map_or_else(|| "<missing>".into(), |id| id.to_string()),
         created: step.created,
@@ -245,7 +250,7 @@ pub(crate) async fn post(
             if target.digest().is_some() {
                 return Err(ApiError::invalid("refusing to create a tag with a digest reference"));
             }
-            api.engine.tag_image(name, &target)?;
+            api.engine.tag_image(name, &target).await?;
             Ok(StatusCode::CREATED)
         }
         Some((_, "push")) => Err(ApiError::not_supported("pushing images")),

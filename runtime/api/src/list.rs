@@ -2,7 +2,8 @@
 
 use axum::{extract::State, response::Response};
 use jiff::Timestamp;
-use knarr_engine::{ContainerView, Status};
+use knarr_engine::{ContainerView, Engine, Status};
+use knarr_image::Images;
 use knarr_model::{PortSpec, Transport};
 
 use crate::{
@@ -43,14 +44,19 @@ pub(crate) async fn list(State(api): State<Api>, query: Query) -> Result<Respons
     let limit = query.number("limit")?.filter(|limit| *limit > 0);
     let all =
         query.flag("all") || limit.is_some() || filters.has("status") || filters.has("exited");
-    let plan = Plan::make(&api, filters)?;
-    let mut views = api.engine.list();
-    views.retain(|view| (all || view.state.status.is_running()) && plan.wants(view));
-    if let Some(limit) = limit {
-        views.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
-    }
-    let now = Timestamp::now().as_second();
-    let mut rows: Vec<_> = views.iter().map(|view| render::summary(view, now)).collect();
+    let engine = api.engine.clone();
+    // Ten thousand containers take their time, and images are read for their ancestors.
+    let rows = api.engine.ask_images(move |images| -> Result<_> {
+        let plan = Plan::make(&engine, images, filters)?;
+        let mut views = engine.list();
+        views.retain(|view| (all || view.state.status.is_running()) && plan.wants(view));
+        if let Some(limit) = limit {
+            views.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+        }
+        let now = Timestamp::now().as_second();
+        Ok(views.iter().map(|view| render::summary(view, now)).collect::<Vec<_>>())
+    });
+    let mut rows = rows.await??;
     if query.flag("size") {
         for row in &mut rows {
             // One that went meanwhile has no size.
@@ -76,7 +82,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn make(api: &Api, filters: Filters) -> Result<Self> {
+    fn make(engine: &Engine, images: &Images, filters: Filters) -> Result<Self> {
         let bad = |name: &str, value: &str| {
             ApiError::invalid(format!("invalid filter '{name}={}'", crate::error::short(value)))
         };
@@ -94,7 +100,7 @@ impl Plan {
         let exited = exited.map(|code| code.parse().map_err(|_| bad("exited", code)));
         let created = |name: &str| -> Result<Option<String>> {
             let key = filters.get(name).first();
-            Ok(key.map(|key| api.engine.inspect(key)).transpose()?.map(|view| view.created))
+            Ok(key.map(|key| engine.inspect(key)).transpose()?.map(|view| view.created))
         };
         let ports = |name: &str| -> Result<Vec<PortRange>> {
             filters.get(name).iter().map(|text| PortRange::parse(text)).collect()
@@ -103,7 +109,7 @@ impl Plan {
             exited: exited.collect::<Result<_>>()?,
             before: created("before")?,
             since: created("since")?,
-            ancestors: crate::images::ancestors(api, filters.get("ancestor")),
+            ancestors: crate::images::ancestors(images, filters.get("ancestor")),
             publish: ports("publish")?,
             expose: ports("expose")?,
             task: filters.truth("is-task")?,

@@ -45,7 +45,7 @@ pub(crate) async fn list(State(api): State<Api>, query: Query) -> Result<Respons
         None => BTreeSet::new(),
     };
     let mut rows = Vec::new();
-    for network in api.engine.networks().list()? {
+    for network in api.engine.ask_networks(knarr_network::Networks::list).await?? {
         let row = &network.row;
         let fits = filters.any("name", |pattern| name_matches(pattern, &row.name))
             && filters.any("id", |prefix| row.id.as_str().starts_with(prefix.as_str()))
@@ -119,7 +119,8 @@ pub(crate) async fn inspect(
     if query.text("scope").is_some_and(|scope| scope != "local") {
         return Err(ApiError::not_found(format!("network {} not found", short(&id))));
     }
-    Ok(json(&network_row(&api.engine.networks().inspect(&id)?)))
+    let network = api.engine.ask_networks(move |networks| networks.inspect(&id)).await??;
+    Ok(json(&network_row(&network)))
 }
 
 /// `POST /networks/create`.

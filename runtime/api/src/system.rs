@@ -51,7 +51,7 @@ fn architecture() -> &'static str {
 /// `GET /version`.
 pub(crate) async fn version(State(api): State<Api>) -> Response {
     let facts = &api.facts;
-    let kernel = api.engine.info().kernel;
+    let kernel = api.engine.kernel();
     let details = BTreeMap::from(
         [
             ("ApiVersion", API_VERSION),
@@ -86,8 +86,8 @@ pub(crate) async fn version(State(api): State<Api>) -> Response {
 }
 
 /// `GET /info`.
-pub(crate) async fn info(State(api): State<Api>) -> Response {
-    let info = api.engine.info();
+pub(crate) async fn info(State(api): State<Api>) -> Result<Response> {
+    let info = api.engine.info().await?;
     let facts = &api.facts;
     let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
     let environment = |name: &str| std::env::var(name).unwrap_or_default();
@@ -102,7 +102,7 @@ pub(crate) async fn info(State(api): State<Api>) -> Response {
         security.push("name=cgroupns".into());
     }
     let runtime = Runtime { path: "containerd-shim-knarr-v1".into() };
-    json(&Info {
+    Ok(json(&Info {
         id: info.id,
         containers: info.containers as i64,
         containers_running: info.running as i64,
@@ -159,7 +159,7 @@ pub(crate) async fn info(State(api): State<Api>) -> Response {
         security_options: security,
         warnings: Some(info.warnings).filter(|warnings| !warnings.is_empty()),
         ..Info::default()
-    })
+    }))
 }
 
 /// A proxy's address without its password.
@@ -212,14 +212,15 @@ pub(crate) async fn disk_usage(State(api): State<Api>, query: Query) -> Result<R
     let mut usage = DiskUsage::default();
     let views = api.engine.list();
     if wants("image") {
-        let images = api.engine.images();
-        let disk = images.disk_usage()?;
+        let (images, disk) = api.engine.image_usage().await?;
         // Whatever images take, also what is under way or was broken off.
         usage.layers_size = (disk.layers + disk.blobs + disk.staged) as i64;
-        for image in images.list()? {
+        let mut users = BTreeMap::<_, i64>::new();
+        views.iter().for_each(|view| *users.entry(view.image_id).or_default() += 1);
+        for image in images {
             let id = image.id();
             let mut row = images::summary(&image);
-            row.containers = views.iter().filter(|view| view.image_id == id).count() as i64;
+            row.containers = users.get(&id).copied().unwrap_or_default();
             row.size = disk.sizes.get(&id).map_or(row.size, |bytes| *bytes as i64);
             row.shared_size = disk.shared.get(&id).map_or(0, |bytes| *bytes as i64);
             usage.images.push(row);
@@ -237,13 +238,11 @@ pub(crate) async fn disk_usage(State(api): State<Api>, query: Query) -> Result<R
         }
     }
     if wants("volume") {
-        let all = api.engine.volumes();
-        for volume in all.list()? {
-            let name = volume.name.as_str();
-            let mut row = volumes::volume_row(&volume);
+        for used in api.engine.volume_usage().await? {
+            let mut row = volumes::volume_row(&used.volume);
             row.usage_data = Some(VolumeUsage {
-                ref_count: all.users(name)?.len() as i64,
-                size: all.usage(name).map_or(-1, |bytes| bytes as i64),
+                ref_count: used.users as i64,
+                size: used.bytes.map_or(-1, |bytes| bytes as i64),
             });
             usage.volumes.push(row);
         }
@@ -278,7 +277,7 @@ pub(crate) async fn auth(
         serde_json::to_vec(&config).map_err(|error| ApiError::invalid(error.to_string()))?;
     let auth =
         Auth::from_json(&json_config).map_err(|error| ApiError::invalid(error.to_string()))?;
-    api.engine.images().check_credentials(parsed.domain(), &auth).await?;
+    api.engine.check_credentials(parsed.domain(), &auth).await?;
     Ok(json(&AuthResponse { status: "Login Succeeded".into(), ..AuthResponse::default() }))
 }
 

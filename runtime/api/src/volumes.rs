@@ -22,24 +22,26 @@ pub(crate) async fn list(State(api): State<Api>, query: Query) -> Result<Respons
     let known = ["dangling", "driver", "label", "label!", "name"];
     let filters = Filters::parse(query.text("filters"), &known)?;
     let dangling = filters.truth("dangling")?;
-    let volumes = api.engine.volumes();
-    let mut rows = Vec::new();
-    for volume in volumes.list()? {
-        let name = volume.name.as_str();
-        let fits = filters.any("name", |pattern| name_matches(pattern, name))
-            && filters.is("driver", knarr_volume::DRIVER)
-            && filters.labels(|key| volume.labels.get(key).map(String::as_str));
-        if !fits {
-            continue;
+    let rows = api.engine.ask_volumes(move |volumes| -> Result<_> {
+        let mut rows = Vec::new();
+        for volume in volumes.list()? {
+            let name = volume.name.as_str();
+            let fits = filters.any("name", |pattern| name_matches(pattern, name))
+                && filters.is("driver", knarr_volume::DRIVER)
+                && filters.labels(|key| volume.labels.get(key).map(String::as_str));
+            if !fits {
+                continue;
+            }
+            if let Some(want) = dangling
+                && want != volumes.users(name)?.is_empty()
+            {
+                continue;
+            }
+            rows.push(volume_row(&volume));
         }
-        if let Some(want) = dangling
-            && want != volumes.users(name)?.is_empty()
-        {
-            continue;
-        }
-        rows.push(volume_row(&volume));
-    }
-    Ok(json(&VolumeList { volumes: rows, warnings: None }))
+        Ok(rows)
+    });
+    Ok(json(&VolumeList { volumes: rows.await??, warnings: None }))
 }
 
 pub(crate) fn volume_row(volume: &Volume) -> knarr_docker::Volume {
@@ -57,7 +59,8 @@ pub(crate) fn volume_row(volume: &Volume) -> knarr_docker::Volume {
 
 /// `GET /volumes/{name}`.
 pub(crate) async fn inspect(State(api): State<Api>, Path(name): Path<String>) -> Result<Response> {
-    Ok(json(&volume_row(&api.engine.volumes().inspect(&name)?)))
+    let volume = api.engine.ask_volumes(move |volumes| volumes.inspect(&name)).await??;
+    Ok(json(&volume_row(&volume)))
 }
 
 /// `POST /volumes/create`.

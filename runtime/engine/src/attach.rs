@@ -5,21 +5,23 @@
 //! not one byte of output is missed. Afterwards the client speaks to the shim's
 //! socket directly.
 
-use std::{os::fd::AsRawFd as _, path::Path, sync::Arc};
+use std::{io, os::fd::AsRawFd as _, path::Path, sync::Arc};
 
+use bytes::Bytes;
 use futures_util::StreamExt;
 use knarr_model::{ContainerSpec, task::AttachRequest};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
 };
+use tokio_util::io::StreamReader;
 
 use crate::{
     Error, Result,
     container::{Container, PendingAttach},
     detach::{self, Detachable},
     engine::Engine,
-    view::{AttachOptions, Attached, Duplex, LogLine, LogOptions, OutputStream, Status},
+    view::{AttachOptions, Attached, BoxStream, Duplex, LogLine, LogOptions, OutputStream, Status},
 };
 
 /// Bytes on their way between a client and a container that was not started yet.
@@ -68,11 +70,8 @@ impl Engine {
         let container = self.find(key)?;
         let keys = detach::parse(options.detach_keys.as_deref())?;
         let spec = container.spec();
-        let backlog = if options.logs {
-            self.backlog(&container, &spec, &options).await?
-        } else {
-            Vec::new()
-        };
+        let backlog =
+            if options.logs { self.backlog(&container, &spec, &options).await } else { None };
         let stream: Box<dyn Duplex> = if options.stream {
             // Not while it is being started or ended: either before or after.
             let _op = container.op.lock().await;
@@ -119,11 +118,12 @@ impl Engine {
             Box::new(tokio::io::empty())
         };
         self.tell(&container, "attach", &[]);
-        let stream: Box<dyn Duplex> = if backlog.is_empty() {
-            stream
-        } else {
-            let (reader, writer) = tokio::io::split(stream);
-            Box::new(tokio::io::join(std::io::Cursor::new(backlog).chain(reader), writer))
+        let stream: Box<dyn Duplex> = match backlog {
+            None => stream,
+            Some(backlog) => {
+                let (reader, writer) = tokio::io::split(stream);
+                Box::new(tokio::io::join(backlog.chain(reader), writer))
+            }
         };
         let stream: Box<dyn Duplex> = if spec.tty && options.stdin {
             let engine = self.clone();
@@ -135,28 +135,28 @@ impl Engine {
         Ok(Attached { stream, tty: spec.tty })
     }
 
-    /// What was logged so far, framed as the stream is.
+    /// What was logged so far, framed as the stream is, and read as the client reads: it
+    /// may be more than fits into memory. None where nothing is kept.
     async fn backlog(
         &self,
         container: &Container,
         spec: &ContainerSpec,
         options: &AttachOptions,
-    ) -> Result<Vec<u8>> {
+    ) -> Option<StreamReader<BoxStream<io::Result<Bytes>>, Bytes>> {
         let wanted =
             LogOptions { stdout: options.stdout, stderr: options.stderr, ..LogOptions::default() };
-        let Ok(mut logs) = self.logs(container.id.as_str(), wanted).await else {
-            return Ok(Vec::new());
-        };
-        let mut bytes = Vec::new();
-        while let Some(line) = logs.lines.next().await {
-            let line = line?;
-            if spec.tty {
-                bytes.extend_from_slice(&line.bytes);
-            } else {
-                frame(&line, &mut bytes);
+        let logs = self.logs(container.id.as_str(), wanted).await.ok()?;
+        let tty = spec.tty;
+        let framed = move |line: Result<LogLine>| {
+            let line = line.map_err(io::Error::other)?;
+            if tty {
+                return Ok(line.bytes);
             }
-        }
-        Ok(bytes)
+            let mut bytes = Vec::with_capacity(8 + line.bytes.len());
+            frame(&line, &mut bytes);
+            Ok(Bytes::from(bytes))
+        };
+        Some(StreamReader::new(Box::pin(logs.lines.map(framed))))
     }
 
     /// Connects the clients that attached before the start.

@@ -9,7 +9,7 @@
 //! `create`, a crash after it does not.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::{Arc, PoisonError},
 };
@@ -25,6 +25,7 @@ use crate::{
     Error, Result, capabilities,
     container::{Container, Resolved},
     engine::{Engine, make_directory, now},
+    facades::blocking,
     failpoint,
     mounts::{self, StoredKind, StoredMount},
     names, oci,
@@ -34,7 +35,8 @@ use crate::{
 /// Status of a row whose container is not complete yet; never seen outside.
 pub(crate) const CREATING: &str = "creating";
 
-/// Labels and environment of hostile images stay bounded (RELIABILITY I21, X09).
+/// Bytes of command and environment (RELIABILITY X09); an image's have a limit of
+/// their own (I21).
 const MAX_ARGV: usize = 2 << 20;
 
 impl Engine {
@@ -60,7 +62,9 @@ impl Engine {
                 })
             })
             .transpose()?;
-        let image = self.0.images.resolve(&spec.image).map_err(Error::from_room)?;
+        let wanted = spec.image.clone();
+        let image = self.ask_images(move |images| images.resolve(&wanted)).await?;
+        let image = image.map_err(Error::from_room)?;
         let mut warnings = Vec::new();
         if let Some(warning) = platform_warning(&spec, image.workload()) {
             warnings.push(warning);
@@ -87,7 +91,7 @@ impl Engine {
         match self.furnish(&id, &row.spec, &image, &mut resolved).await {
             Ok(()) => {}
             Err(error) => {
-                self.undo_create(&id);
+                self.undo_create(&id).await;
                 return Err(error);
             }
         }
@@ -106,7 +110,7 @@ impl Engine {
         let container = match finished {
             Ok(container) => container,
             Err(error) => {
-                self.undo_create(&id);
+                self.undo_create(&id).await;
                 return Err(error);
             }
         };
@@ -122,6 +126,10 @@ impl Engine {
                 NameClaim::Ours => break,
                 NameClaim::Taken(owner) if named => return Err(name_conflict(&row.name, &owner)),
                 NameClaim::Taken(_) => row.name = random_name(attempt),
+                // Between its being found and now; from the row on it stays.
+                NameClaim::NoImage => {
+                    return Err(Error::not_found(format!("No such image: {}", row.spec.image)));
+                }
             }
         }
         Ok(())
@@ -150,11 +158,13 @@ impl Engine {
         self.copy_up(&resolved.mounts, &snapshot.lower).await
     }
 
-    pub(crate) fn undo_create(&self, id: &ContainerId) {
-        if let Err(error) = self.0.store.remove_snapshot(id) {
+    pub(crate) async fn undo_create(&self, id: &ContainerId) {
+        let (store, container) = (Arc::clone(&self.0.store), id.clone());
+        let removed = blocking(move || store.remove_snapshot(&container).map_err(Error::from_room));
+        if let Err(error) = removed.await.flatten() {
             tracing::warn!(%error, container = id.short(), "undo create");
         }
-        self.release_volumes(id, true);
+        self.release_volumes(id, true).await;
         if let Err(error) = self.0.db.delete_container(id) {
             tracing::warn!(%error, container = id.short(), "undo create");
         }
@@ -276,8 +286,9 @@ impl Engine {
 /// nothing else is mounted; parents before children.
 fn wanted_mounts(spec: &ContainerSpec, image: &ImageConfig) -> Vec<MountSpec> {
     let mut all = spec.mounts.clone();
+    let mut taken: BTreeSet<_> = all.iter().map(|mount| mount.target.clone()).collect();
     for target in spec.anonymous_volumes.iter().chain(&image.volumes) {
-        if all.iter().any(|mount| mount.target == *target) {
+        if !taken.insert(target.clone()) {
             continue;
         }
         all.push(MountSpec {
@@ -363,9 +374,7 @@ fn merge(mut spec: ContainerSpec, image: &Image) -> Result<(ContainerSpec, Vec<S
     if argv.iter().all(String::is_empty) {
         return Err(Error::invalid("no command specified"));
     }
-    if argv.iter().chain(&spec.env).map(|word| word.len() + 1).sum::<usize>() > MAX_ARGV {
-        return Err(Error::invalid("argument list too long"));
-    }
+    check_length(argv.iter().chain(&spec.env))?;
     if argv.iter().chain(&spec.env).any(|word| word.contains('\0')) {
         return Err(Error::invalid("a NUL byte in the command or its environment"));
     }
@@ -394,6 +403,14 @@ fn merge(mut spec: ContainerSpec, image: &Image) -> Result<(ContainerSpec, Vec<S
         return Err(Error::invalid(format!("invalid hostname format: {host}")));
     }
     Ok((spec, argv))
+}
+
+/// Refuses what execve(2) would (`E2BIG`), in its words.
+pub(crate) fn check_length<'a>(words: impl Iterator<Item = &'a String>) -> Result<()> {
+    if words.map(|word| word.len() + 1).sum::<usize>() > MAX_ARGV {
+        return Err(Error::invalid("argument list too long"));
+    }
+    Ok(())
 }
 
 /// A path without `.` and `..`, as text alone.

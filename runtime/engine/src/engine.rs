@@ -118,9 +118,13 @@ impl Containers {
         self.by_id.insert(container.id.clone(), Arc::clone(container));
     }
 
+    /// `container` has the name under which it was inserted.
     pub(crate) fn forget(&mut self, container: &Container) {
         self.by_id.remove(&container.id);
-        self.by_name.retain(|_, id| *id != container.id);
+        let name = container.name();
+        if self.by_name.get(&name) == Some(&container.id) {
+            self.by_name.remove(&name);
+        }
     }
 
     fn find(&self, key: &str) -> Result<Arc<Container>> {
@@ -290,13 +294,12 @@ impl Engine {
         self.0.events.stream(since)
     }
 
-    /// What the host and the engine are.
-    pub fn info(&self) -> Info {
+    pub(crate) fn info_now(&self) -> Info {
         let mut info = crate::host::info();
         info.id.clone_from(&self.0.id);
         info.data_root.clone_from(&self.0.config.data_root);
         info.warnings.extend(self.0.notices.all());
-        info.images = self.0.images.list().map_or(0, |images| images.len());
+        info.images = self.0.images.count().unwrap_or_default();
         for container in self.all() {
             info.containers += 1;
             match container.status() {

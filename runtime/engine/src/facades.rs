@@ -1,7 +1,7 @@
 //! Images, networks and volumes, where containers have a say in them.
 //!
-//! What only reads goes straight to the room: [`Engine::images`],
-//! [`Engine::networks`], [`Engine::volumes`].
+//! What only reads asks the room itself, on a thread that may wait
+//! ([`Engine::ask_images`] and its like).
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -14,7 +14,7 @@ use knarr_image::{Image, ImageUser, Images, Loaded, Progress, ProgressSender};
 use knarr_model::{ContainerId, Digest, EndpointSpec, NetworkMode, Platform, Reference};
 use knarr_network::{Network, NetworkSpec, Networks};
 use knarr_registry::Auth;
-use knarr_volume::{CreateVolume, LayeredView, Volume, Volumes};
+use knarr_volume::{CreateVolume, LayeredView, Volume};
 use tokio::{
     io::AsyncRead,
     sync::{broadcast, mpsc, watch},
@@ -68,21 +68,6 @@ impl Drop for Seat {
 }
 
 impl Engine {
-    /// The images, for whatever only reads (and `tag`).
-    pub fn images(&self) -> &Images {
-        &self.0.images
-    }
-
-    /// The networks, for whatever only reads.
-    pub fn networks(&self) -> &Networks {
-        &self.0.networks
-    }
-
-    /// The volumes, for whatever only reads.
-    pub fn volumes(&self) -> &Volumes {
-        &self.0.volumes
-    }
-
     /// Pulls an image. Whoever pulls the same at the same time joins: one
     /// transfer, and everybody hears of its progress.
     ///
@@ -232,13 +217,14 @@ impl Engine {
     ///
     /// # Errors
     /// The image room's.
-    pub fn tag_image(&self, name: &str, target: &Reference) -> Result<()> {
-        self.0.images.tag(name, target).map_err(Error::from_room)?;
+    pub async fn tag_image(&self, name: &str, target: &Reference) -> Result<()> {
+        let (name, tag) = (name.to_owned(), target.clone());
         let id = self
-            .0
-            .images
-            .resolve(name)
-            .map_or_else(|_| name.to_owned(), |image| image.id().to_string());
+            .ask_images(move |images| -> Result<String> {
+                images.tag(&name, &tag).map_err(Error::from_room)?;
+                Ok(images.resolve(&name).map_or(name, |image| image.id().to_string()))
+            })
+            .await??;
         self.0.events.publish(
             "image",
             "tag",
@@ -260,13 +246,14 @@ impl Engine {
         let engine = self.clone();
         let name = name.to_owned();
         self.run(async move {
-            let id = engine.0.images.resolve(&name).map(|image| image.id().to_string()).ok();
-            let removed = engine
-                .0
-                .images
-                .remove(&name, options, |image| engine.image_users(image))
-                .await
-                .map_err(Error::from_room)?;
+            let (wanted, users) = (name.clone(), engine.clone());
+            let (id, removed) = engine
+                .delete_images(move |images| {
+                    let id = images.resolve(&wanted).map(|image| image.id().to_string()).ok();
+                    let removed = images.remove(&wanted, options, |image| users.image_users(image));
+                    removed.map(|removed| (id, removed))
+                })
+                .await?;
             for line in &removed {
                 let (action, actor) = match line {
                     knarr_image::Removed::Untagged(_) => ("untag", id.clone().unwrap_or_default()),
@@ -290,10 +277,26 @@ impl Engine {
     pub async fn prune_images(
         &self,
         all: bool,
-        wanted: impl Fn(&Image) -> bool + Send + Sync,
+        wanted: impl Fn(&Image) -> bool + Send + 'static,
     ) -> Result<knarr_image::Pruned> {
-        let pruned = self.0.images.prune(all, wanted, |image| self.image_users(image)).await;
-        pruned.map_err(Error::from_room)
+        let users = self.clone();
+        self.delete_images(move |images| {
+            images.prune(all, wanted, |image| users.image_users(image))
+        })
+        .await
+    }
+
+    /// Deletes rows, for which the disk is waited for, and what they named.
+    async fn delete_images<T: Send + 'static>(
+        &self,
+        deletion: impl FnOnce(&Images) -> Result<T, knarr_image::Error> + Send + 'static,
+    ) -> Result<T> {
+        let engine = self.clone();
+        blocking(move || {
+            failpoint::hit("image-remove.delete")?;
+            deletion(&engine.0.images).map_err(Error::from_room)
+        })
+        .await?
     }
 
     /// The containers of an image.
@@ -332,8 +335,12 @@ impl Engine {
         failpoint::hit("network-remove.begin")?;
         let networks = self.0.networks.clone();
         let key = key.to_owned();
-        let network = self.0.networks.inspect(&key).map_err(Error::from_room)?;
-        blocking(move || networks.remove(&key)).await?.map_err(Error::from_room)?;
+        let network = blocking(move || {
+            let network = networks.inspect(&key)?;
+            networks.remove(&key).map(|_| network)
+        })
+        .await?
+        .map_err(Error::from_room)?;
         failpoint::hit("network-remove.done")?;
         self.tell_network(&network, "destroy", None);
         Ok(())
@@ -349,7 +356,7 @@ impl Engine {
         wanted: impl Fn(&Network) -> bool + Send,
     ) -> Result<Vec<String>> {
         let mut removed = Vec::new();
-        let all = self.0.networks.list().map_err(Error::from_room)?;
+        let all = self.ask_networks(Networks::list).await?.map_err(Error::from_room)?;
         for network in all.into_iter().filter(|network| !network.is_predefined() && wanted(network))
         {
             let name = network.row.name.clone();
@@ -562,13 +569,13 @@ impl Engine {
         let engine = self.clone();
         let wanted = name.to_owned();
         blocking(move || {
-            engine.0.volumes.remove(&wanted, force)?;
+            failpoint::hit("volume-remove.delete")?;
+            engine.0.volumes.remove(&wanted, force).map_err(Error::from_room)?;
             // What cannot be deleted is known at once.
             engine.0.notices.set("removed volumes", engine.0.volumes.finish_removals());
-            Ok(())
+            Ok::<(), Error>(())
         })
-        .await?
-        .map_err(|error: knarr_volume::Error| Error::from_room(error))?;
+        .await??;
         failpoint::hit("volume-remove.done")?;
         self.tell_volume(name, "destroy");
         Ok(())
@@ -632,6 +639,7 @@ impl Engine {
             self.0.volumes.attach(volume.name.as_str(), id).map_err(Error::from_room)
         });
         if let Err(error) = used {
+            // It is empty: nothing was copied into it yet.
             if volume.anonymous
                 && let Err(error) = self.0.volumes.remove(volume.name.as_str(), true)
             {
@@ -689,8 +697,13 @@ impl Engine {
     }
 
     /// A container's volumes are free again; anonymous ones go where asked.
-    pub(crate) fn release_volumes(&self, id: &ContainerId, remove_anonymous: bool) {
-        if let Err(error) = self.0.volumes.release(id, remove_anonymous) {
+    pub(crate) async fn release_volumes(&self, id: &ContainerId, remove_anonymous: bool) {
+        let (engine, container) = (self.clone(), id.clone());
+        let released = blocking(move || {
+            failpoint::hit("remove.delete")?;
+            engine.0.volumes.release(&container, remove_anonymous).map_err(Error::from_room)
+        });
+        if let Err(error) = released.await.flatten() {
             tracing::warn!(%error, container = id.short(), "release volumes");
         }
     }

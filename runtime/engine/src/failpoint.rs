@@ -2,10 +2,12 @@
 //!
 //! Off unless the environment variable `KNARR_FAILPOINTS` is set when the first
 //! one is reached: `name=kill` or `name=error`, several separated by `;`.
+//! `name=hold:FIFO` waits there until somebody has opened the FIFO for writing and
+//! closed it: what else must go on meanwhile can be seen without a clock.
 //! [`NAMES`] lists them all, so that a test can go through every one
 //! (RELIABILITY K01).
 
-use std::{collections::HashMap, sync::OnceLock};
+use std::{collections::HashMap, path::PathBuf, sync::OnceLock};
 
 use crate::{Error, Result};
 
@@ -20,6 +22,7 @@ pub const NAMES: &[&str] = &[
     "volume-create.begin",
     "volume-create.done",
     "volume-remove.begin",
+    "volume-remove.delete",
     "volume-remove.done",
     "create.begin",
     "create.row",
@@ -49,6 +52,7 @@ pub const NAMES: &[&str] = &[
     "remove.begin",
     "remove.row",
     "remove.snapshot",
+    "remove.delete",
     "remove.volumes",
     "remove.done",
     "rename.begin",
@@ -56,12 +60,23 @@ pub const NAMES: &[&str] = &[
     "update.begin",
     "update.task",
     "update.row",
+    "ask.images",
+    "ask.volumes",
+    "ask.networks",
+    "image-remove.delete",
+    "usage.container",
+    "usage.images",
+    "usage.volumes",
+    "top.read",
+    "logs.read",
 ];
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Action {
     Kill,
     Error,
+    /// Only for places that run on a thread that may wait.
+    Hold(PathBuf),
 }
 
 fn parse(text: &str) -> HashMap<String, Action> {
@@ -71,7 +86,7 @@ fn parse(text: &str) -> HashMap<String, Action> {
             let action = match action.trim() {
                 "kill" => Action::Kill,
                 "error" => Action::Error,
-                _ => return None,
+                action => Action::Hold(action.strip_prefix("hold:")?.into()),
             };
             NAMES.contains(&name.trim()).then(|| (name.trim().to_owned(), action))
         })
@@ -85,6 +100,9 @@ pub(crate) fn hit(name: &'static str) -> Result<()> {
     let armed = ARMED.get_or_init(|| parse(&std::env::var("KNARR_FAILPOINTS").unwrap_or_default()));
     match armed.get(name) {
         None => Ok(()),
+        Some(Action::Hold(fifo)) => std::fs::read(fifo)
+            .map(drop)
+            .map_err(|error| Error::io(format!("failpoint {name}"), error)),
         Some(Action::Error) => Err(Error::internal(format!("failpoint {name}"))),
         Some(Action::Kill) => {
             let _ = rustix::process::kill_process(
@@ -102,8 +120,11 @@ mod tests {
 
     #[test]
     fn the_variable_is_a_list_and_strangers_are_ignored() {
-        let armed = parse("create.row=kill; exit.row = error;nonsense=kill;start.task=dance");
-        assert_eq!(armed.len(), 2);
+        let armed = parse(
+            "create.row=kill; exit.row = error;nonsense=kill;start.task=dance;top.read=hold:/f",
+        );
+        assert_eq!(armed.len(), 3);
+        assert_eq!(armed["top.read"], Action::Hold("/f".into()));
         assert_eq!(armed["create.row"], Action::Kill);
         assert_eq!(armed["exit.row"], Action::Error);
     }

@@ -49,7 +49,7 @@ fn lacking() -> u64 {
         .map_or(0, |bounding| !bounding)
 }
 
-fn kernel() -> String {
+pub(crate) fn kernel() -> String {
     first_line("/proc/sys/kernel/osrelease")
 }
 

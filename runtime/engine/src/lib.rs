@@ -21,6 +21,7 @@
 #![forbid(unsafe_code)]
 
 mod adopt;
+mod ask;
 mod attach;
 mod capabilities;
 mod cgroup;
@@ -53,6 +54,7 @@ mod stop;
 mod task;
 mod view;
 
+pub use ask::VolumeUsage;
 pub use container::Wait;
 pub use engine::{Engine, EngineConfig};
 pub use error::{Error, Result};

@@ -6,6 +6,9 @@
 //! file when the old one was renamed, and ends with the container's run: the
 //! shim has written everything before it reports the exit.
 //!
+//! Files are read on threads that may wait: a log is as long as its limit allows, and
+//! the disk as slow as it likes. Waiting for more costs no thread.
+//!
 //! **How it fails.** A line that is no JSON (torn by a full disk) is skipped; a
 //! file that is missing counts as empty.
 
@@ -26,6 +29,8 @@ use tokio::io::unix::AsyncFd;
 use crate::{
     Error, Result,
     engine::Engine,
+    facades::blocking,
+    failpoint,
     view::{LogLine, LogOptions, Logs, OutputStream},
 };
 
@@ -51,7 +56,7 @@ impl Engine {
         let running = container.is_running_now();
         let follow = options.follow && running;
         let end = Box::pin(container.end_of_run());
-        let reader = Reader::open(path, options, follow.then_some(end as _))?;
+        let reader = Reader::open(path, options, follow.then_some(end as _)).await?;
         let lines = futures_util::stream::unfold(reader, |mut reader| async move {
             reader.next().await.map(|line| (line, reader))
         });
@@ -71,8 +76,19 @@ struct Record<'a> {
 
 type End = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Reads lines, file after file.
+/// Reads lines, file after file, and waits for more.
 struct Reader {
+    /// None while a thread reads.
+    files: Option<Files>,
+    /// Ends with the run; none where nothing is followed.
+    end: Option<End>,
+    /// The run is over: what is there now is all there will be.
+    last_round: bool,
+    watch: Option<AsyncFd<OwnedFd>>,
+}
+
+/// The files of a log, as far as they were read. Everything here blocks.
+struct Files {
     path: PathBuf,
     options: LogOptions,
     /// The file being read; its inode tells whether it was renamed.
@@ -83,20 +99,88 @@ struct Reader {
     /// Bytes that are no whole line yet.
     partial: Vec<u8>,
     ready: VecDeque<LogLine>,
-    /// Ends with the run; none where nothing is followed.
-    end: Option<End>,
-    /// The run is over: what is there now is all there will be.
-    last_round: bool,
-    watch: Option<AsyncFd<OwnedFd>>,
     finished: bool,
 }
 
 impl Reader {
-    fn open(path: PathBuf, options: LogOptions, end: Option<End>) -> Result<Self> {
+    async fn open(path: PathBuf, options: LogOptions, end: Option<End>) -> Result<Self> {
         let watch = match &end {
             Some(_) => Some(watch(&path)?),
             None => None,
         };
+        let files = blocking(move || {
+            failpoint::hit("logs.read")?;
+            Files::open(path, options)
+        });
+        Ok(Self { files: Some(files.await??), last_round: end.is_none(), end, watch })
+    }
+
+    async fn next(&mut self) -> Option<Result<LogLine>> {
+        loop {
+            // None where a thread failed, which was told.
+            let files = self.files.as_mut()?;
+            if let Some(line) = files.ready.pop_front() {
+                return Some(Ok(line));
+            }
+            if files.finished {
+                return None;
+            }
+            match self.read_on().await {
+                Ok(true) => {}
+                Ok(false) => self.wait_for_more().await,
+                Err(error) => {
+                    self.files = None;
+                    return Some(Err(error));
+                }
+            }
+        }
+    }
+
+    /// Reads until there is a line or nothing more; answers whether there was anything.
+    async fn read_on(&mut self) -> Result<bool> {
+        let mut files = self.files.take().ok_or_else(|| Error::internal("read a log twice"))?;
+        let (files, outcome) = blocking(move || {
+            let outcome = files.read_on();
+            (files, outcome)
+        })
+        .await?;
+        let failed = |error| Error::io(format!("read {}", files.path.display()), error);
+        let outcome = outcome.map_err(failed);
+        self.files = Some(files);
+        outcome
+    }
+
+    /// All that is there was read: what is to come, or the end.
+    async fn wait_for_more(&mut self) {
+        let Some(files) = &mut self.files else { return };
+        let (Some(end), Some(watch), false) = (&mut self.end, &self.watch, self.last_round) else {
+            files.finished = true;
+            return;
+        };
+        let until = files.options.until;
+        let over = async {
+            match until {
+                Some(until) => {
+                    let left = until.duration_since(jiff::Timestamp::now());
+                    let left = std::time::Duration::try_from(left).unwrap_or_default();
+                    tokio::time::sleep(left).await;
+                }
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = end => self.last_round = true,
+            () = over => self.last_round = true,
+            ready = watch.readable() => if let Ok(mut ready) = ready {
+                drain(watch);
+                ready.clear_ready();
+            },
+        }
+    }
+}
+
+impl Files {
+    fn open(path: PathBuf, options: LogOptions) -> Result<Self> {
         let mut files = open_all(&path);
         if let Some(lines) = options.tail {
             skip_to_tail(&mut files, lines)
@@ -114,30 +198,22 @@ impl Reader {
             rest,
             partial: Vec::new(),
             ready: VecDeque::new(),
-            last_round: end.is_none(),
-            end,
-            watch,
             finished: false,
         })
     }
 
-    async fn next(&mut self) -> Option<Result<LogLine>> {
-        loop {
-            if let Some(line) = self.ready.pop_front() {
-                return Some(Ok(line));
-            }
-            if self.finished {
-                return None;
-            }
-            match self.fill() {
-                Ok(true) => {}
-                Ok(false) => self.at_end().await,
-                Err(error) => {
-                    self.finished = true;
-                    return Some(Err(Error::io(format!("read {}", self.path.display()), error)));
-                }
-            }
+    /// Reads on, and goes over to the next file at the end of one; answers whether there
+    /// was anything.
+    fn read_on(&mut self) -> std::io::Result<bool> {
+        if self.fill()? {
+            return Ok(true);
         }
+        let next = self.rest.pop_front().or_else(|| self.successor());
+        let more = next.is_some();
+        if let Some(next) = next {
+            self.take(next);
+        }
+        Ok(more)
     }
 
     /// Reads a chunk; answers whether there was anything.
@@ -185,45 +261,6 @@ impl Reader {
         self.options.until.is_some_and(|until| {
             line.time.parse::<jiff::Timestamp>().is_ok_and(|time| time > until)
         })
-    }
-
-    /// The file has no more: the next one, or what is to come, or the end.
-    async fn at_end(&mut self) {
-        if let Some(next) = self.rest.pop_front() {
-            self.take(next);
-            return;
-        }
-        if let Some(next) = self.successor() {
-            self.take(next);
-            return;
-        }
-        if self.last_round {
-            self.finished = true;
-            return;
-        }
-        let until = self.options.until;
-        let (Some(end), Some(watch)) = (&mut self.end, &self.watch) else {
-            self.finished = true;
-            return;
-        };
-        let over = async {
-            match until {
-                Some(until) => {
-                    let left = until.duration_since(jiff::Timestamp::now());
-                    let left = std::time::Duration::try_from(left).unwrap_or_default();
-                    tokio::time::sleep(left).await;
-                }
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = end => self.last_round = true,
-            () = over => self.last_round = true,
-            ready = watch.readable() => if let Ok(mut ready) = ready {
-                drain(watch);
-                ready.clear_ready();
-            },
-        }
     }
 
     fn take(&mut self, file: File) {

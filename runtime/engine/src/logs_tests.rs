@@ -22,7 +22,7 @@ fn stream(reader: Reader) -> impl futures_util::Stream<Item = String> {
 }
 
 async fn all(path: &Path, options: LogOptions) -> Vec<String> {
-    stream(Reader::open(path.to_owned(), options, None).unwrap()).collect().await
+    stream(Reader::open(path.to_owned(), options, None).await.unwrap()).collect().await
 }
 
 fn three_files(dir: &Path) -> PathBuf {
@@ -71,7 +71,7 @@ async fn following_survives_rotation_and_ends_with_the_run() {
     let end: End = Box::pin(async move {
         let _ = stopped.await;
     });
-    let reader = Reader::open(path.clone(), options(), Some(end)).unwrap();
+    let reader = Reader::open(path.clone(), options(), Some(end)).await.unwrap();
     let mut lines = Box::pin(stream(reader));
     assert_eq!(lines.next().await.unwrap(), "one");
     let waiting = tokio::spawn(async move {
@@ -100,6 +100,6 @@ async fn what_was_written_before_the_end_is_delivered() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("json.log");
     fs::write(&path, line("last words", 1)).unwrap();
-    let reader = Reader::open(path, options(), Some(Box::pin(async {}))).unwrap();
+    let reader = Reader::open(path, options(), Some(Box::pin(async {}))).await.unwrap();
     assert_eq!(stream(reader).collect::<Vec<_>>().await, ["last words"]);
 }

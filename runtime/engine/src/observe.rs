@@ -6,6 +6,7 @@ use crate::{
     Error, Result,
     create::check_resources,
     engine::Engine,
+    facades::blocking,
     failpoint, host, oci,
     task::TaskError,
     view::{StatsSample, Status, Top, Update},
@@ -26,17 +27,22 @@ impl Engine {
             .await
             .map_err(|error| Error::internal(format!("top: {error}")))?;
         self.tell(&container, "top", &[]);
-        let users = users();
-        let boot = boot_time();
-        let processes = pids
-            .into_iter()
-            .filter_map(Process::read)
-            .map(|process| {
-                columns.iter().map(|column| process.show(*column, &users, boot)).collect()
-            })
-            .collect();
-        let titles = columns.iter().map(|column| title(*column).to_owned()).collect();
-        Ok(Top { titles, processes })
+        // A container has as many processes as its limit allows.
+        blocking(move || {
+            failpoint::hit("top.read")?;
+            let users = users();
+            let boot = boot_time();
+            let processes = pids
+                .into_iter()
+                .filter_map(Process::read)
+                .map(|process| {
+                    columns.iter().map(|column| process.show(*column, &users, boot)).collect()
+                })
+                .collect();
+            let titles = columns.iter().map(|column| title(*column).to_owned()).collect();
+            Ok(Top { titles, processes })
+        })
+        .await?
     }
 
     /// One sample. Whoever wants rates takes two.

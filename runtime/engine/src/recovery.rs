@@ -184,7 +184,7 @@ impl Engine {
             .partition(|row| row.state.status == CREATING);
         for row in &unfinished {
             // Nobody was told of it, and it has no record: it never was.
-            self.undo_create(&row.id);
+            self.undo_create(&row.id).await;
             self.forget_volumes_since(&row.created);
         }
         {
@@ -385,13 +385,15 @@ impl Engine {
                         facts.restart_count,
                     )
                 };
-                if !started {
-                    continue;
-                }
+                // Also one that was never started: whoever was to start it is gone with
+                // the engine that it spoke to (moby `daemon/daemon.go` `restore`).
                 if spec.auto_remove {
                     if let Err(error) = engine.remove_locked(&container, true).await {
                         tracing::warn!(%error, container = container.id.short(), "auto-remove");
                     }
+                    continue;
+                }
+                if !started {
                     continue;
                 }
                 let wanted = match spec.restart {

@@ -13,6 +13,7 @@ use crate::{
     container::Container,
     create::name_conflict,
     engine::Engine,
+    facades::blocking,
     failpoint,
     view::{ContainerView, Pruned, RemoveOptions, Status},
 };
@@ -111,7 +112,7 @@ impl Engine {
             }
         };
         failpoint::hit("remove.snapshot")?;
-        self.release_volumes(&container.id, volumes);
+        self.release_volumes(&container.id, volumes).await;
         failpoint::hit("remove.volumes")?;
         self.0.db.delete_container(&container.id)?;
         self.0.containers.write().unwrap_or_else(PoisonError::into_inner).forget(container);
@@ -156,7 +157,7 @@ impl Engine {
                 ));
             }
             match engine.0.db.rename_container(&container.id, &name)? {
-                NameClaim::Ours => {}
+                NameClaim::Ours | NameClaim::NoImage => {}
                 NameClaim::Taken(owner) => return Err(name_conflict(&name, &owner)),
             }
             failpoint::hit("rename.row")?;
@@ -189,14 +190,14 @@ impl Engine {
     /// `NotFound`.
     pub async fn size(&self, key: &str) -> Result<(u64, u64)> {
         let container = self.find(key)?;
-        let image = self.0.images.get(&container.image).map_or(0, |image| image.row.size);
-        let store = Arc::clone(&self.0.store);
-        let id = container.id.clone();
-        let usage = tokio::task::spawn_blocking(move || store.usage(&id))
-            .await
-            .map_err(|error| Error::internal(format!("size: {error}")))?
-            .map_err(Error::from_room)?;
-        Ok((usage.bytes, usage.bytes + image))
+        let engine = self.clone();
+        blocking(move || {
+            failpoint::hit("usage.container")?;
+            let image = engine.0.images.get(&container.image).map_or(0, |image| image.row.size);
+            let usage = engine.0.store.usage(&container.id).map_err(Error::from_room)?;
+            Ok((usage.bytes, usage.bytes + image))
+        })
+        .await?
     }
 
     /// Removes all that do not run and that `wanted` picks.

@@ -145,6 +145,14 @@ impl Images {
             .collect())
     }
 
+    /// How many there are.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn count(&self) -> Result<usize> {
+        Ok(self.0.contents.db.image_count()?)
+    }
+
     /// Everything about an image.
     ///
     /// # Errors
@@ -241,31 +249,32 @@ impl Images {
 
     /// Untags or deletes an image (`DELETE /images/{name}`). `users` answers
     /// which containers have the image; a container's row must also name its
-    /// image by a foreign key, which has the last word.
+    /// image by a foreign key, which has the last word. Blocking: waits for the disk,
+    /// and deletes what nothing names any more.
     ///
     /// # Errors
     /// [`crate::Error::Conflict`] in Docker's words.
-    pub async fn remove(
+    pub fn remove(
         &self,
         name: &str,
         options: RemoveOptions,
-        users: impl Fn(&Digest) -> Vec<ImageUser> + Send + Sync,
+        users: impl Fn(&Digest) -> Vec<ImageUser>,
     ) -> Result<Vec<Removed>> {
-        remove::remove(&self.0, name, options, &users).await
+        remove::remove(&self.0, name, options, &users)
     }
 
     /// Deletes images that no container has: those without a tag, or all; only
-    /// those that `wanted` says.
+    /// those that `wanted` says. Blocking, as [`Images::remove`].
     ///
     /// # Errors
     /// When the store or the database fails.
-    pub async fn prune(
+    pub fn prune(
         &self,
         all: bool,
-        wanted: impl Fn(&Image) -> bool + Send + Sync,
-        users: impl Fn(&Digest) -> Vec<ImageUser> + Send + Sync,
+        wanted: impl Fn(&Image) -> bool,
+        users: impl Fn(&Digest) -> Vec<ImageUser>,
     ) -> Result<Pruned> {
-        remove::prune(&self.0, self.list()?, all, &wanted, &users).await
+        remove::prune(&self.0, self.list()?, all, &wanted, &users)
     }
 
     /// Removes content that neither an image nor a pull under way names.
@@ -404,16 +413,18 @@ impl Inner {
     }
 
     pub(crate) async fn sweep(self: &Arc<Self>) -> Result<Pruned> {
-        let contents = Arc::clone(&self.contents);
-        let host = self.compiler.host();
-        Ok(pruned(blocking(move || contents.sweep(host)).await?))
+        let inner = Arc::clone(self);
+        blocking(move || inner.sweep_now()).await
     }
 
-    /// A sweep that takes what broken pulls left, too.
-    pub(crate) async fn sweep_all(self: &Arc<Self>) -> Result<Pruned> {
-        let contents = Arc::clone(&self.contents);
-        let host = self.compiler.host();
-        Ok(pruned(blocking(move || contents.prune(host)).await?))
+    /// The same where blocking is allowed.
+    pub(crate) fn sweep_now(&self) -> Result<Pruned> {
+        Ok(pruned(self.contents.sweep(self.compiler.host())?))
+    }
+
+    /// A sweep that takes what broken pulls left, too. Blocking.
+    pub(crate) fn sweep_all(&self) -> Result<Pruned> {
+        Ok(pruned(self.contents.prune(self.compiler.host())?))
     }
 
     /// A sweep after a failure, which is what the caller wants to know of.

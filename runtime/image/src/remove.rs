@@ -9,7 +9,7 @@
 //! that names it forbids that, whatever was known before. What nothing names
 //! any more is swept afterwards.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::collections::BTreeSet;
 
 use knarr_model::{Digest, Reference};
 use knarr_state::images::ImageRow;
@@ -18,10 +18,10 @@ use crate::{
     Error, Image, ImageUser, Pruned, RemoveOptions, Removed, Result, images::Inner, progress::short,
 };
 
-type Users<'a> = &'a (dyn Fn(&Digest) -> Vec<ImageUser> + Send + Sync);
+type Users<'a> = &'a dyn Fn(&Digest) -> Vec<ImageUser>;
 
-pub(crate) async fn remove(
-    inner: &Arc<Inner>,
+pub(crate) fn remove(
+    inner: &Inner,
     name: &str,
     options: RemoveOptions,
     users: Users<'_>,
@@ -32,7 +32,7 @@ pub(crate) async fn remove(
     {
         inner.contents.record([image]);
         removed.push(Removed::Deleted(image));
-        removed.extend(inner.sweep().await?.removed);
+        removed.extend(inner.sweep_now()?.removed);
     }
     Ok(removed)
 }
@@ -133,11 +133,11 @@ fn untagged(names: &[Reference]) -> Vec<Removed> {
     names.iter().map(|name| Removed::Untagged(name.familiar())).collect()
 }
 
-pub(crate) async fn prune(
-    inner: &Arc<Inner>,
+pub(crate) fn prune(
+    inner: &Inner,
     images: Vec<Image>,
     all: bool,
-    wanted: &(dyn Fn(&Image) -> bool + Send + Sync),
+    wanted: &dyn Fn(&Image) -> bool,
     users: Users<'_>,
 ) -> Result<Pruned> {
     let mut pruned = Pruned::default();
@@ -154,7 +154,7 @@ pub(crate) async fn prune(
             pruned.removed.push(Removed::Deleted(image.row.id));
         }
     }
-    let swept = inner.sweep_all().await?;
+    let swept = inner.sweep_all()?;
     pruned.removed.extend(swept.removed);
     pruned.reclaimed = swept.reclaimed;
     Ok(pruned)

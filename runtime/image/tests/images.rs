@@ -173,7 +173,7 @@ async fn i09_lying_registries_are_not_believed() {
         fixture.fake.honest(layer);
         fixture.pull(name).await.unwrap();
         let options = RemoveOptions { force: true };
-        fixture.images.remove(name, options, |_| vec![]).await.unwrap();
+        fixture.images.remove(name, options, |_| vec![]).unwrap();
     }
 }
 
@@ -735,7 +735,7 @@ async fn names_are_resolved_and_removed_as_docker_does() {
     let plain = RemoveOptions::default();
     let force = RemoveOptions { force: true };
 
-    let error = images.remove(&id.hex(), plain, nobody).await.unwrap_err().to_string();
+    let error = images.remove(&id.hex(), plain, nobody).unwrap_err().to_string();
     let short = &id.hex()[..12];
     assert_eq!(
         error,
@@ -743,35 +743,35 @@ async fn names_are_resolved_and_removed_as_docker_does() {
             "conflict: unable to delete {short} (must be forced) - image is referenced in multiple repositories"
         )
     );
-    let removed = images.remove("other/web:2", plain, user(true)).await.unwrap();
+    let removed = images.remove("other/web:2", plain, user(true)).unwrap();
     assert_eq!(removed, [Removed::Untagged("other/web:2".into())]);
-    let error = images.remove("web:1", plain, user(false)).await.unwrap_err().to_string();
+    let error = images.remove("web:1", plain, user(false)).unwrap_err().to_string();
     assert_eq!(
         error,
         format!(
             "conflict: unable to remove repository reference \"web:1\" (must force) - container c0ffee is using its referenced image {short}"
         )
     );
-    let error = images.remove(&id.hex(), force, user(true)).await.unwrap_err().to_string();
+    let error = images.remove(&id.hex(), force, user(true)).unwrap_err().to_string();
     assert_eq!(
         error,
         format!(
             "conflict: unable to delete {short} (cannot be forced) - image is being used by running container c0ffee"
         )
     );
-    let error = images.remove(short, plain, user(false)).await.unwrap_err().to_string();
+    let error = images.remove(short, plain, user(false)).unwrap_err().to_string();
     assert!(
         error.contains("(must be forced) - image is being used by stopped container c0ffee"),
         "{error}"
     );
 
-    let removed = images.remove("web:1", plain, nobody).await.unwrap();
+    let removed = images.remove("web:1", plain, nobody).unwrap();
     assert_eq!(removed[0], Removed::Untagged("web:1".into()));
     assert_eq!(removed[1], Removed::Untagged(pinned));
     assert_eq!(removed[2], Removed::Deleted(id));
     assert_eq!(removed.len(), 5, "{removed:?}");
     fixture.assert_empty();
-    assert!(images.remove("web:1", plain, nobody).await.is_err());
+    assert!(images.remove("web:1", plain, nobody).is_err());
 }
 
 #[tokio::test]
@@ -796,13 +796,13 @@ async fn history_usage_and_prune() {
     assert!(usage.blobs > 0 && usage.shared.values().all(|bytes| *bytes == 10));
     // Nothing dangles; then one does.
     let none = |_: &knarr_model::Digest| vec![];
-    let pruned = fixture.images.prune(false, |_| true, none).await.unwrap();
+    let pruned = fixture.images.prune(false, |_| true, none).unwrap();
     assert!(pruned.removed.is_empty());
     fixture.images.tag("web:2", &"web:1".parse().unwrap()).unwrap();
-    let pruned = fixture.images.prune(false, |_| true, none).await.unwrap();
+    let pruned = fixture.images.prune(false, |_| true, none).unwrap();
     assert!(pruned.removed.iter().any(|r| matches!(r, Removed::Deleted(_))), "{pruned:?}");
     assert_eq!(fixture.images.list().unwrap().len(), 1);
-    fixture.images.prune(true, |_| true, none).await.unwrap();
+    fixture.images.prune(true, |_| true, none).unwrap();
     fixture.assert_empty();
 }
 
@@ -835,13 +835,13 @@ async fn i22_pull_remove_and_prune_beside_each_other() {
                 match (random >> 40) % 5 {
                     0 => {
                         let options = RemoveOptions { force: true };
-                        match fixture.images.remove(&name, options, none).await {
+                        match fixture.images.remove(&name, options, none) {
                             Ok(_) | Err(Error::NotFound(_)) => {}
                             Err(e) => panic!("remove: {e}"),
                         }
                     }
                     1 => {
-                        fixture.images.prune(true, |_| true, none).await.unwrap();
+                        fixture.images.prune(true, |_| true, none).unwrap();
                     }
                     _ => match fixture.pull(&name).await {
                         Ok(image) => {
@@ -864,6 +864,6 @@ async fn i22_pull_remove_and_prune_beside_each_other() {
         check(&image).unwrap();
     }
     let none = |_: &knarr_model::Digest| vec![];
-    fixture.images.prune(true, |_| true, none).await.unwrap();
+    fixture.images.prune(true, |_| true, none).unwrap();
     fixture.assert_empty();
 }

@@ -105,10 +105,12 @@ pub enum NameClaim {
     Ours,
     /// It belongs to another one.
     Taken(ContainerId),
+    /// An insert only: the image was deleted meanwhile.
+    NoImage,
 }
 
 impl Db {
-    /// Adds a container, unless its name is taken.
+    /// Adds a container, unless its name is taken or its image is gone.
     ///
     /// # Errors
     /// When the database cannot be written.
@@ -119,6 +121,10 @@ impl Db {
             if let Some(owner) = owner_of(db, &row.name)? {
                 return Ok(NameClaim::Taken(owner));
             }
+            let image = row.image.to_string();
+            if !db.prepare_cached("SELECT 1 FROM images WHERE id = ?1")?.exists([&image])? {
+                return Ok(NameClaim::NoImage);
+            }
             db.prepare_cached(
                 "INSERT INTO containers (id, name, created, image, workload, spec, resolved, status)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
@@ -127,7 +133,7 @@ impl Db {
                 row.id.as_str(),
                 row.name.as_str(),
                 row.created,
-                row.image.to_string(),
+                image,
                 workload,
                 spec,
                 row.resolved.to_string(),

@@ -331,6 +331,14 @@ impl Db {
         self.read(|db| many(db, "ORDER BY created DESC, id", &[]))
     }
 
+    /// How many images there are.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn image_count(&self) -> Result<usize> {
+        self.read(|db| Ok(db.query_row("SELECT count(*) FROM images", [], |row| row.get(0))?))
+    }
+
     /// An image whose program is this Wasm module.
     ///
     /// # Errors

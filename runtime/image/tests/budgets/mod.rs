@@ -92,11 +92,11 @@ async fn i08_what_broken_pulls_left_is_counted_and_pruned() {
     assert_eq!(partial(&fixture), 11);
     let kept = fixture.images.disk_usage().unwrap().sizes.into_values().sum::<u64>();
 
-    let pruned = fixture.images.prune(false, |_| true, none).await.unwrap();
+    let pruned = fixture.images.prune(false, |_| true, none).unwrap();
     assert!(pruned.reclaimed >= 11 * 50_000, "{pruned:?}");
     let usage = fixture.images.disk_usage().unwrap();
     assert_eq!((usage.staged, usage.layers + usage.blobs), (0, kept));
-    fixture.images.prune(true, |_| true, none).await.unwrap();
+    fixture.images.prune(true, |_| true, none).unwrap();
     fixture.assert_empty();
 }
 
@@ -108,7 +108,7 @@ async fn i22_prune_leaves_a_pull_that_is_under_way_alone() {
     let mut ingest = store.ingest(digest(&bytes), None).unwrap();
     ingest.write(&bytes[..50_000]).unwrap();
     let none = |_: &Digest| vec![];
-    let pruned = fixture.images.prune(true, |_| true, none).await.unwrap();
+    let pruned = fixture.images.prune(true, |_| true, none).unwrap();
     assert_eq!(pruned.reclaimed, 0);
     ingest.write(&bytes[50_000..]).unwrap();
     ingest.commit().unwrap();
