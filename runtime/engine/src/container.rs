@@ -109,6 +109,26 @@ const REMOVING_VOLUMES: &str = "removing-volumes";
 
 /// First delay of a restart by policy.
 pub(crate) const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+/// Longest delay between restarts.
+const LAST_BACKOFF: Duration = Duration::from_secs(60);
+/// A run of this length was a good one: the back-off begins anew.
+const GOOD_RUN: Duration = Duration::from_secs(10);
+
+impl Facts {
+    /// How long the restart that is planned now waits; the next one waits longer.
+    pub(crate) fn next_delay(&mut self) -> Duration {
+        let delay = self.backoff;
+        self.backoff = (delay * 2).min(LAST_BACKOFF);
+        delay
+    }
+
+    /// A run is over: what its length says about the next restart.
+    pub(crate) fn run_ended(&mut self) {
+        if self.since.take().is_some_and(|since| since.elapsed() >= GOOD_RUN) {
+            self.backoff = FIRST_BACKOFF;
+        }
+    }
+}
 
 /// What waiters watch.
 #[derive(Debug, Clone, Default)]
@@ -415,6 +435,27 @@ mod tests {
         unknown.state.status = "dancing".into();
         assert!(Container::check(&unknown).is_err());
         assert_eq!(container().row().unwrap().id, row().id);
+    }
+
+    #[test]
+    fn k14_who_fails_at_once_is_restarted_ever_more_slowly() {
+        let container = container();
+        let mut facts = container.facts();
+        let mut delays = Vec::new();
+        for _ in 0..12 {
+            // It ends as soon as it was started.
+            facts.since = Some(Instant::now());
+            facts.run_ended();
+            delays.push(facts.next_delay().as_millis());
+        }
+        let doubled = [100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 51_200];
+        assert_eq!(delays[..10], doubled);
+        assert_eq!(delays[10..], [60_000, 60_000]);
+        // A run that lasted, by the clock that nobody sets.
+        facts.since = Instant::now().checked_sub(GOOD_RUN);
+        assert!(facts.since.is_some(), "this machine is up for longer than that");
+        facts.run_ended();
+        assert_eq!(facts.next_delay(), FIRST_BACKOFF);
     }
 
     #[tokio::test]

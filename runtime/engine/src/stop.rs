@@ -6,16 +6,13 @@
 //!        ─► task deleted, shim ends, bundle gone ─► restart later | remove | rest
 //! ```
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use knarr_model::{RestartPolicy, Signal, task::ExitRecord};
 
 use crate::{
     Error, Result, cgroup,
-    container::{Container, FIRST_BACKOFF},
+    container::Container,
     engine::{Engine, now},
     failpoint,
     shims::Shim,
@@ -24,10 +21,6 @@ use crate::{
     view::{Status, StopOptions},
 };
 
-/// Longest delay between restarts.
-const LAST_BACKOFF: Duration = Duration::from_secs(60);
-/// A run of this length was a good one: the back-off begins anew.
-const GOOD_RUN: Duration = Duration::from_secs(10);
 /// Docker's default.
 const STOP_TIMEOUT: i64 = 10;
 /// SIGKILL works at once, unless a process hangs in the kernel.
@@ -356,9 +349,7 @@ impl Engine {
             facts.shim = None;
             facts.pending.clear();
             facts.plan += 1;
-            if facts.since.take().is_some_and(|since: Instant| since.elapsed() >= GOOD_RUN) {
-                facts.backoff = FIRST_BACKOFF;
-            }
+            facts.run_ended();
         }
         if let Err(error) = self.save(container) {
             tracing::error!(%error, container = container.id.short(), "record exit");
@@ -460,8 +451,7 @@ impl Engine {
             if !wanted {
                 return;
             }
-            let delay = facts.backoff;
-            facts.backoff = (delay * 2).min(LAST_BACKOFF);
+            let delay = facts.next_delay();
             facts.state.status = Status::Restarting;
             facts.plan += 1;
             (delay, facts.plan)

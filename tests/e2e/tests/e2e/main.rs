@@ -3,17 +3,25 @@
 #![forbid(unsafe_code)]
 
 mod basics;
+mod connections;
 mod crash;
 mod docker_client;
 mod durable;
 mod ending;
 mod failpoints;
 mod full;
+mod hostile;
+mod names;
 mod networks;
+mod parked;
+mod privacy;
+mod raw;
 mod real_images;
 mod reboot;
 mod registry;
+mod restarts;
 mod security;
+mod storms;
 mod streams;
 mod volumes;
 mod wasm;
