@@ -19,8 +19,9 @@ use knarr_image::{DiskUsage, Image, Images};
 use knarr_network::Networks;
 use knarr_registry::Auth;
 use knarr_volume::{Volume, Volumes};
+use knarr_work::WALKS;
 
-use crate::{Error, Result, engine::Engine, facades::blocking, failpoint, view::Info};
+use crate::{Error, Result, engine::Engine, facades::{blocking, long}, failpoint, view::Info};
 
 /// A volume with what it costs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,7 +89,7 @@ impl Engine {
     /// When the store or the database fails.
     pub async fn image_usage(&self) -> Result<(Vec<Image>, DiskUsage)> {
         let engine = self.clone();
-        blocking(move || {
+        long(&WALKS, move || {
             failpoint::hit("usage.images")?;
             let images = &engine.0.images;
             let usage = images.disk_usage().map_err(Error::from_room)?;
@@ -103,7 +104,7 @@ impl Engine {
     /// When the database fails.
     pub async fn volume_usage(&self) -> Result<Vec<VolumeUsage>> {
         let engine = self.clone();
-        blocking(move || {
+        long(&WALKS, move || {
             failpoint::hit("usage.volumes")?;
             let volumes = &engine.0.volumes;
             let all = volumes.list().map_err(Error::from_room)?;

@@ -14,14 +14,15 @@ use knarr_image::{Image, ImageUser, Images, Loaded, Progress, ProgressSender};
 use knarr_model::{ContainerId, Digest, EndpointSpec, NetworkMode, Platform, Reference};
 use knarr_network::{Network, NetworkSpec, Networks};
 use knarr_registry::Auth;
-use knarr_volume::{CreateVolume, LayeredView, Volume};
+use knarr_volume::{CreateVolume, LayeredView, Volume, Volumes};
+use knarr_work::{CONTENT, COPIES, DELETIONS, Lane};
 use tokio::{
     io::AsyncRead,
     sync::{broadcast, mpsc, watch},
 };
 
 use crate::{
-    Error, Result,
+    Error, Result, capabilities,
     engine::Engine,
     failpoint,
     mounts::{StoredKind, StoredMount},
@@ -292,7 +293,7 @@ impl Engine {
         deletion: impl FnOnce(&Images) -> Result<T, knarr_image::Error> + Send + 'static,
     ) -> Result<T> {
         let engine = self.clone();
-        blocking(move || {
+        long(&CONTENT, move || {
             failpoint::hit("image-remove.delete")?;
             deletion(&engine.0.images).map_err(Error::from_room)
         })
@@ -430,6 +431,7 @@ impl Engine {
                 let id = container.id.clone();
                 let hostname = oci::hostname(id.as_str(), &spec);
                 let dns = spec.dns.clone();
+                let any_source = capabilities::may_set_addresses(&spec, &engine.0.host);
                 blocking(move || {
                     networks.attach(&knarr_network::Attach {
                         container: &id,
@@ -439,6 +441,7 @@ impl Engine {
                         network: &name,
                         spec: &asked,
                         dns: &dns,
+                        any_source,
                     })
                 })
                 .await?
@@ -568,7 +571,7 @@ impl Engine {
         failpoint::hit("volume-remove.begin")?;
         let engine = self.clone();
         let wanted = name.to_owned();
-        blocking(move || {
+        long(&DELETIONS, move || {
             failpoint::hit("volume-remove.delete")?;
             engine.0.volumes.remove(&wanted, force).map_err(Error::from_room)?;
             // What cannot be deleted is known at once.
@@ -590,8 +593,9 @@ impl Engine {
         wanted: impl Fn(&Volume) -> bool + Send + 'static,
     ) -> Result<Pruned> {
         let engine = self.clone();
-        let pruned =
-            blocking(move || engine.0.volumes.prune(wanted)).await?.map_err(Error::from_room)?;
+        let pruned = long(&DELETIONS, move || engine.0.volumes.prune(wanted))
+            .await?
+            .map_err(Error::from_room)?;
         for name in &pruned.names {
             self.tell_volume(name.as_str(), "destroy");
         }
@@ -667,7 +671,7 @@ impl Engine {
         }
         let engine = self.clone();
         let lower = lower.to_vec();
-        blocking(move || {
+        long(&COPIES, move || {
             let view = LayeredView::open(&lower).map_err(Error::from_room)?;
             for (volume, target) in wanted {
                 if let Some(source) = view.dir(&target).map_err(Error::from_room)? {
@@ -699,11 +703,15 @@ impl Engine {
     /// A container's volumes are free again; anonymous ones go where asked.
     pub(crate) async fn release_volumes(&self, id: &ContainerId, remove_anonymous: bool) {
         let (engine, container) = (self.clone(), id.clone());
-        let released = blocking(move || {
+        let release = move || {
             failpoint::hit("remove.delete")?;
             engine.0.volumes.release(&container, remove_anonymous).map_err(Error::from_room)
-        });
-        if let Err(error) = released.await.flatten() {
+        };
+        let of = self.0.volumes.of(id).unwrap_or_default();
+        let deletes = remove_anonymous && of.iter().any(|volume| volume.anonymous);
+        let released =
+            if deletes { long(&DELETIONS, release).await } else { blocking(release).await };
+        if let Err(error) = released.flatten() {
             tracing::warn!(%error, container = id.short(), "release volumes");
         }
     }
@@ -717,11 +725,19 @@ fn credential_key(auth: &Auth) -> u64 {
     hasher.finish()
 }
 
-/// Runs what blocks where blocking is allowed.
+/// Runs what blocks for a bounded time where blocking is allowed.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T> {
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|error| Error::internal(format!("operation failed: {error}")))
+}
+
+/// Runs what takes as long as a tree is large: never where starts wait for a thread.
+pub(crate) async fn long<T: Send + 'static>(
+    lane: &'static Lane,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T> {
+    lane.run(work).await.map_err(|error| Error::internal(format!("operation failed: {error}")))
 }

@@ -7,13 +7,14 @@ use std::sync::{Arc, PoisonError};
 
 use knarr_model::{Name, Signal};
 use knarr_state::containers::NameClaim;
+use knarr_work::{DELETIONS, WALKS};
 
 use crate::{
     Error, Result,
     container::Container,
     create::name_conflict,
     engine::Engine,
-    facades::blocking,
+    facades::long,
     failpoint,
     view::{ContainerView, Pruned, RemoveOptions, Status},
 };
@@ -122,9 +123,13 @@ impl Engine {
             // A million files take their time; their name is gone already, and
             // what a crash or a failure leaves is tried again.
             let engine = self.clone();
-            tokio::task::spawn_blocking(move || {
-                if let Err(error) = engine.0.store.delete_retired(&retired) {
-                    engine.0.notices.add("store", error.to_string());
+            tokio::spawn(async move {
+                let again = engine.clone();
+                let outcome = long(&DELETIONS, move || {
+                    engine.0.store.delete_retired(&retired).map_err(Error::from_room)
+                });
+                if let Err(error) = outcome.await.and_then(|deleted| deleted) {
+                    again.0.notices.add("store", error.to_string());
                 }
             });
         }
@@ -191,7 +196,7 @@ impl Engine {
     pub async fn size(&self, key: &str) -> Result<(u64, u64)> {
         let container = self.find(key)?;
         let engine = self.clone();
-        blocking(move || {
+        long(&WALKS, move || {
             failpoint::hit("usage.container")?;
             let image = engine.0.images.get(&container.image).map_or(0, |image| image.row.size);
             let usage = engine.0.store.usage(&container.id).map_err(Error::from_room)?;

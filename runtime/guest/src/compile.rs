@@ -36,6 +36,7 @@ use std::{
 };
 
 use knarr_model::Digest;
+use knarr_work::COMPILES;
 use rustix::fs::{Mode, OFlags};
 use sha2::{Digest as _, Sha256};
 use tokio::{io::AsyncReadExt, process::Command};
@@ -290,7 +291,7 @@ fn ended(status: ExitStatus) -> std::result::Result<(), String> {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
 ) -> std::io::Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| Err(panic.into()))
+    COMPILES.run(work).await.unwrap_or_else(|error| Err(std::io::Error::other(error)))
 }
 
 /// This boot's id.

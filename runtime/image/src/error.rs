@@ -81,6 +81,9 @@ pub enum Error {
     /// The registry refused or failed.
     #[error(transparent)]
     Registry(#[from] knarr_registry::Error),
+    /// There was no thread for the work, or it died.
+    #[error(transparent)]
+    Work(#[from] knarr_work::Error),
     /// A worker of ours died.
     #[error("internal: {0}")]
     Internal(String),
@@ -113,7 +116,9 @@ impl Kinded for Error {
             Self::Unsupported(_) => ErrorKind::NotSupported,
             Self::Store(error) => error.kind(),
             Self::Registry(error) => error.kind(),
-            Self::State(_) | Self::Record(_) | Self::Internal(_) => ErrorKind::Internal,
+            Self::State(_) | Self::Record(_) | Self::Work(_) | Self::Internal(_) => {
+                ErrorKind::Internal
+            }
         }
     }
 }

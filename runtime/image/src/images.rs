@@ -7,6 +7,7 @@ use knarr_model::{Digest, Platform, Reference, Workload};
 use knarr_registry::{Auth, Registry};
 use knarr_state::{Db, images::ImageRow};
 use knarr_store::Store;
+use knarr_work::CONTENT;
 use tokio::io::AsyncRead;
 
 use crate::{
@@ -16,7 +17,7 @@ use crate::{
     document::CONFIG_MAX,
     load,
     progress::Report,
-    pull::{self, blocking},
+    pull::{self, long},
     remove, stored,
 };
 
@@ -333,7 +334,8 @@ impl Images {
         let row = self.0.contents.db.image_by_module(module)?;
         let row = row.ok_or_else(|| Error::NotFound(module.to_string()))?;
         let store = Arc::clone(self.store());
-        let source = blocking(move || stored::program(&store, &row.workload, &row.layers)).await?;
+        let source =
+            long(&CONTENT, move || stored::program(&store, &row.workload, &row.layers)).await?;
         match source {
             Some(source) => Ok(self.0.compiler.compile(module, source).await?),
             None => Err(Error::NotFound(module.to_string())),
@@ -414,7 +416,7 @@ impl Inner {
 
     pub(crate) async fn sweep(self: &Arc<Self>) -> Result<Pruned> {
         let inner = Arc::clone(self);
-        blocking(move || inner.sweep_now()).await
+        long(&CONTENT, move || inner.sweep_now()).await
     }
 
     /// The same where blocking is allowed.

@@ -31,6 +31,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use knarr_model::{Digest, Platform, Reference};
 use knarr_state::images::Content;
 use knarr_store::{Compression, EntryKind, Inflated, Limits, Tarball, Unpacked};
+use knarr_work::{CONTENT, FEEDS};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use tokio::{
@@ -49,7 +50,7 @@ use crate::{
     feed::{self, Feed, Piece},
     images::Inner,
     progress::{Report, short},
-    pull::blocking,
+    pull::long,
     select::{self, Want},
     stored::{self, Arrival},
 };
@@ -98,10 +99,10 @@ async fn load_under(
     let (sender, pieces) = mpsc::channel(feed::DEPTH);
     let taking = {
         let (inner, lease) = (Arc::clone(inner), lease.clone());
-        tokio::task::spawn_blocking(move || take_in(&inner, &lease, Feed::new(pieces)))
+        FEEDS.place().await.start(move || take_in(&inner, &lease, Feed::new(pieces)))?
     };
     let sent = send(archive, sender).await;
-    let taken = taking.await.map_err(|e| Error::Internal(e.to_string()))?;
+    let taken = taking.outcome().await?;
     let taken = match (sent, taken) {
         (Err(sent), Err(Error::Store(knarr_store::Error::Source(_)))) => return Err(sent),
         (_, taken) => Arc::new(taken?),
@@ -109,7 +110,7 @@ async fn load_under(
     let arrivals = {
         let (inner, lease) = (Arc::clone(inner), lease.clone());
         let (taken, platform) = (Arc::clone(&taken), platform.cloned());
-        blocking(move || plan(&inner, &lease, &taken, platform.as_ref())).await?
+        long(&CONTENT, move || plan(&inner, &lease, &taken, platform.as_ref())).await?
     };
     if arrivals.is_empty() {
         return Err(Error::invalid(
@@ -573,7 +574,8 @@ async fn unpack(
             let (store, blob, limits) = (Arc::clone(store), layer.digest, limits.clone());
             report.bar(&layer.digest, layer.size).downloading(layer.size);
             async move {
-                let unpacked = blocking(move || unpack_blob(&store, &blob, want, &limits)).await?;
+                let unpacked =
+                    long(&CONTENT, move || unpack_blob(&store, &blob, want, &limits)).await?;
                 report.say(short(&blob), "Pull complete").await;
                 Ok::<_, Error>(unpacked)
             }
@@ -582,5 +584,5 @@ async fn unpack(
     let unpacked: Vec<Unpacked> =
         stream::iter(missing).buffer_unordered(LAYERS_AT_ONCE).try_collect().await?;
     let store = Arc::clone(store);
-    blocking(move || Ok(store.publish(unpacked)?)).await
+    long(&CONTENT, move || Ok(store.publish(unpacked)?)).await
 }

@@ -19,6 +19,7 @@ use knarr_model::{Digest, Kinded, Platform, Reference};
 use knarr_registry::{Auth, Chunk};
 use knarr_state::images::Content;
 use knarr_store::Limits;
+use knarr_work::{CONTENT, FEEDS, Lane};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
@@ -265,7 +266,7 @@ impl Pull<'_> {
             let (store, digest) = (Arc::clone(store), descriptor.digest);
             let writing = Arc::clone(&self.writers).read_owned().await;
             let limits = self.limits.clone();
-            return blocking(move || {
+            return long(&CONTENT, move || {
                 let (_claim, _writing) = (claim, writing);
                 if let Some(want) = unpacking {
                     unpack_blob(&store, &digest, want, &limits)?.publish()?;
@@ -296,6 +297,8 @@ impl Pull<'_> {
         resumed: &mut bool,
     ) -> Result<()> {
         let store = Arc::clone(&self.inner.contents.store);
+        // Before the registry is asked, which would not like to wait.
+        let place = FEEDS.place().await;
         let ingest = store.ingest(descriptor.digest, Some(descriptor.size))?;
         let offset = ingest.offset();
         *resumed = offset > 0;
@@ -305,12 +308,12 @@ impl Pull<'_> {
         let claim = Arc::clone(claim);
         let writing = Arc::clone(&self.writers).read_owned().await;
         let limits = self.limits.clone();
-        let landing = tokio::task::spawn_blocking(move || {
+        let landing = place.start(move || {
             let (_claim, _writing) = (claim, writing);
             land(&store, tee, unpacking, &limits)
-        });
+        })?;
         let sent = self.send(descriptor, offset, sender).await;
-        let landed = landing.await.map_err(|e| Error::Internal(e.to_string()))?;
+        let landed = landing.outcome().await?;
         match (sent, landed) {
             // A feed that broke off is why the landing failed.
             (Err(sent), Err(Error::Store(knarr_store::Error::Source(_)))) => Err(sent),
@@ -361,11 +364,19 @@ fn check(what: &'static str, bytes: &[u8], want: &Digest) -> Result<()> {
     Err(knarr_store::Error::Digest { what, found, want: *want }.into())
 }
 
-/// Runs what blocks where blocking is allowed.
+/// Runs what blocks for a bounded time where blocking is allowed.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(|e| Error::Internal(e.to_string()))?
+}
+
+/// Runs what takes as long as content is large.
+pub(crate) async fn long<T: Send + 'static>(
+    lane: &'static Lane,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    lane.run(work).await?
 }
 
 impl Error {

@@ -5,6 +5,7 @@ use std::{fs::File, path::PathBuf, sync::Arc};
 use knarr_model::{Digest, Platform, Reference, Workload};
 use knarr_state::images::ImageRow;
 use knarr_store::Store;
+use knarr_work::CONTENT;
 
 use crate::{
     Error, Image, Result,
@@ -14,7 +15,7 @@ use crate::{
     document::{LayerKind, Manifest},
     images::Inner,
     progress::Report,
-    pull::blocking,
+    pull::{blocking, long},
     rootfs,
 };
 
@@ -98,7 +99,7 @@ impl Inner {
         report: &Report,
     ) -> Result<Image> {
         let inner = Arc::clone(self);
-        let (arrival, decision, size, source) = blocking(move || {
+        let (arrival, decision, size, source) = long(&CONTENT, move || {
             let store = &inner.contents.store;
             let decision = detect::detect(&Subject {
                 store,

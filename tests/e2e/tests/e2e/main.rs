@@ -21,6 +21,7 @@ mod reboot;
 mod registry;
 mod restarts;
 mod security;
+mod starvation;
 mod storms;
 mod streams;
 mod volumes;
