@@ -24,6 +24,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use knarr_api::{Api, Facts, Shutdown};
 use knarr_engine::Engine;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use options::{Flags, Host, Settings};
@@ -48,7 +49,9 @@ fn main() -> ExitCode {
 
 fn run(flags: &Flags) -> Result<()> {
     let settings = options::load(flags)?;
-    let config = settings::engine(&settings, flags.libexec.as_deref())?;
+    let nofile = raise_nofile();
+    let mut config = settings::engine(&settings, flags.libexec.as_deref())?;
+    config.nofile = nofile;
     if flags.validate {
         println!("configuration OK");
         return Ok(());
@@ -84,6 +87,15 @@ fn run(flags: &Flags) -> Result<()> {
     outcome
 }
 
+/// Raises the limit of open files to what may be had, as Go's programs do.
+/// Answers what it was, for programs that are started from here.
+fn raise_nofile() -> Option<u64> {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    // Without it there is less room, and nothing else is different.
+    setrlimit(Resource::Nofile, raised).ok().and(limit.current)
+}
+
 async fn daemon(
     flags: &Flags,
     settings: &Settings,
@@ -100,6 +112,7 @@ async fn daemon(
     let engine = Engine::open(config).await.context("failed to start daemon")?;
     let _pid_file = settings.pidfile.as_deref().map(ready::PidFile::write).transpose()?;
     let listeners = socket::open(&hosts, settings.group.as_deref())?;
+    engine.networks().guard(socket::ports(&listeners)?)?;
     let api = Api::new(engine.clone(), facts(settings));
     let shutdown = Shutdown::default();
     let mut serving = tokio::task::JoinSet::new();

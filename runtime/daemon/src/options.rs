@@ -84,6 +84,9 @@ pub(crate) struct Settings {
     #[arg(long = "default-address-pool", value_name = "POOL")]
     #[serde(default)]
     pub(crate) default_address_pools: Vec<AddressPool>,
+    /// What containers reach of the host's own services: accept (all, as dockerd), guard (all but knarrd's), drop (nothing) [default: guard]
+    #[arg(long, value_name = "POLICY")]
+    pub(crate) bridge_input: Option<String>,
     /// Largest packet on the bridges
     #[arg(long, value_name = "BYTES")]
     pub(crate) mtu: Option<u32>,
@@ -196,6 +199,7 @@ fn merge(flags: &Settings, text: &str) -> Result<Settings> {
         bridge,
         bip,
         default_address_pools,
+        bridge_input,
         mtu,
         dns,
         host_gateway_ip,
@@ -256,6 +260,9 @@ fn check(settings: &Settings) -> Result<()> {
             default,
             "log-opts {key}={value} is not supported: containers' logs rotate at 10 MB, 3 files; use --log-opt of run"
         );
+    }
+    if let Some(policy) = &settings.bridge_input {
+        policy.parse::<knarr_network::BridgeInput>()?;
     }
     for label in &settings.labels {
         ensure!(label.contains('='), "bad attribute format: {label}");
@@ -354,6 +361,8 @@ mod tests {
             "--default-address-pool",
             "base=10.2.0.0/16,size=24",
             "--live-restore",
+            "--bridge-input",
+            "drop",
         ]);
         assert_eq!(settings.hosts.len(), 2);
         assert_eq!(settings.debug, Some(true));
@@ -421,6 +430,8 @@ mod tests {
             &["--live-restore=false"],
             &["--label", "nope"],
             &["--registry-mirror", "m:5000"],
+            &["--bridge-input", "reject"],
+            &["--bridge-input", ""],
         ] {
             assert!(check(&flags(arguments)).is_err(), "{arguments:?}");
         }

@@ -56,6 +56,9 @@ pub(crate) fn engine(settings: &Settings, libexec: Option<&Path>) -> Result<Engi
     }
     network.dns.clone_from(&settings.dns);
     network.host_gateway = settings.host_gateway_ip;
+    if let Some(policy) = &settings.bridge_input {
+        network.bridge_input = policy.parse()?;
+    }
     if let Some(mtu) = settings.mtu {
         network.mtu = mtu;
     }

@@ -1,6 +1,7 @@
 //! Sockets to listen on.
 
 use std::{
+    collections::BTreeSet,
     fs,
     net::TcpListener,
     os::{
@@ -42,6 +43,15 @@ pub(crate) fn open(hosts: &[Host], group: Option<&str>) -> Result<Vec<Listener>>
         }
     }
     Ok(listeners)
+}
+
+/// The TCP ports on which the engine is served.
+pub(crate) fn ports(listeners: &[Listener]) -> Result<BTreeSet<u16>> {
+    let tcp = listeners.iter().filter_map(|listener| match listener {
+        Listener::Tcp(socket) => Some(socket.local_addr()),
+        Listener::Unix(_) => None,
+    });
+    tcp.map(|address| Ok(address?.port())).collect()
 }
 
 /// A socket that its owner and one group may open. Made in a directory of its

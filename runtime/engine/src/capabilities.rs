@@ -35,6 +35,12 @@ pub(crate) fn of_exec(
     Ok(sets(&list, &with_user))
 }
 
+/// Whether a container may change its own network: its packets may then come from
+/// addresses that the engine did not give it.
+pub(crate) fn may_set_addresses(spec: &ContainerSpec, host: &Host) -> bool {
+    of(spec, host).is_ok_and(|list| list.iter().any(|name| name == "CAP_NET_ADMIN"))
+}
+
 fn known(host: &Host) -> Vec<String> {
     let count = if host.last_capability == 0 { ALL.len() } else { host.last_capability + 1 };
     ALL.iter()

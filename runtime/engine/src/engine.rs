@@ -44,6 +44,9 @@ pub struct EngineConfig {
     pub shim_log: Option<PathBuf>,
     /// Shims kept ready.
     pub warm_shims: usize,
+    /// Soft limit of open files that shims begin with, and so containers that ask
+    /// for none; ours unless said.
+    pub nofile: Option<u64>,
     /// Parent of all containers' cgroups.
     pub cgroup_parent: String,
     /// That parent is this engine's alone, and goes when it is empty.
@@ -67,6 +70,7 @@ impl Default for EngineConfig {
             unpacker: None,
             shim_log: None,
             warm_shims: 2,
+            nofile: None,
             cgroup_parent: "/knarr".into(),
             own_cgroup_parent: true,
             network: knarr_network::Options::new(knarr_network::Options::MAIN),

@@ -110,6 +110,7 @@ impl Engine {
             config.exec_root.join("shims"),
             config.shim_log.clone(),
             config.warm_shims,
+            config.nofile,
         ));
         let engine = Self(Arc::new(Inner {
             config,

@@ -23,6 +23,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use tokio::{
     io::AsyncReadExt,
     process::{ChildStdin, Command},
@@ -75,6 +76,8 @@ pub(crate) struct Shims {
     sockets: PathBuf,
     log: Option<PathBuf>,
     size: usize,
+    /// Soft limit of open files that they begin with; none is ours.
+    nofile: Option<u64>,
     idle: Mutex<Vec<Arc<Shim>>>,
 }
 
@@ -84,8 +87,9 @@ impl Shims {
         sockets: PathBuf,
         log: Option<PathBuf>,
         size: usize,
+        nofile: Option<u64>,
     ) -> Self {
-        Self { program, sockets, log, size, idle: Mutex::default() }
+        Self { program, sockets, log, size, nofile, idle: Mutex::default() }
     }
 
     /// A shim without a task: a warm one, else a new one.
@@ -140,6 +144,17 @@ impl Shims {
         });
     }
 
+    /// A container that asks for no limit of its own has its shim's, which must not
+    /// be what the engine needs for itself. Told before the shim has a task.
+    fn restore_limit(&self, shim: Option<u32>) {
+        let pid = shim.and_then(|pid| Pid::from_raw(pid.cast_signed()));
+        let (Some(pid), Some(soft)) = (pid, self.nofile) else { return };
+        let limit = Rlimit { current: Some(soft), ..getrlimit(Resource::Nofile) };
+        if let Err(error) = prlimit(Some(pid), Resource::Nofile, limit) {
+            tracing::warn!(%error, "limit of open files of a shim");
+        }
+    }
+
     /// Starts a shim and waits until it listens.
     async fn spawn(&self) -> Result<Shim> {
         let id =
@@ -169,6 +184,7 @@ impl Shims {
             .await
             .unwrap_or_else(|panic| Err(panic.into()))
             .map_err(|error| failed("start", error))?;
+        self.restore_limit(child.id());
         let lifeline = child.stdin.take();
         let mut stdout = child.stdout.take();
         // Somebody has to reap it, whenever it ends.

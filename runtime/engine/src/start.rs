@@ -23,7 +23,7 @@ use knarr_model::{
 };
 
 use crate::{
-    Error, Result,
+    Error, Result, capabilities,
     container::{Container, FIRST_BACKOFF},
     create::{private_directory, write_public},
     devices,
@@ -431,6 +431,7 @@ impl Engine {
         let name = container.name();
         let hostname = oci::hostname(container.id.as_str(), spec);
         let netns = PathBuf::from(format!("/proc/{pid}/ns/net"));
+        let any_source = capabilities::may_set_addresses(spec, &self.0.host);
         let mut endpoints = Vec::new();
         for (network, asked) in wanted_networks(spec) {
             let endpoint = self
@@ -444,6 +445,7 @@ impl Engine {
                     network: &network,
                     spec: &asked,
                     dns: &spec.dns,
+                    any_source,
                 })
                 .map_err(Error::from_room)?;
             self.tell_endpoint(&endpoint, "connect", &container.id);

@@ -14,6 +14,7 @@ use std::{
     io,
     net::Ipv4Addr,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use knarr_model::{ContainerId, Name};
@@ -24,6 +25,7 @@ use crate::{
     Attach, Endpoint, Error, Inner, Networks, Result, Running,
     bridge::{self, OPTION_ICC, says_no},
     dns,
+    filter::Source,
     link::{self, Inside, PortFlag, Veth},
     lock,
     manage::endpoint,
@@ -35,6 +37,12 @@ use crate::{
 /// Name of the host's end of an endpoint's veth pair.
 pub(crate) fn veth_name(endpoint: &EndpointRow) -> String {
     format!("kv{}", &endpoint.id[..12.min(endpoint.id.len())])
+}
+
+/// The source that an endpoint's packets have to have, unless any will do.
+pub(crate) fn source(endpoint: &EndpointRow) -> Option<Source> {
+    let address = endpoint.ipv4.filter(|_| !endpoint.any_source)?;
+    Some(Source { end: veth_name(endpoint), mac: link::parse_mac(&endpoint.mac)?, address })
 }
 
 impl Networks {
@@ -175,6 +183,7 @@ impl Inner {
             index: index.unwrap_or_default(),
             gateway: ipv4.is_some() && !network.internal && own.iter().all(|row| !row.gateway),
             dns: attach.dns.to_vec(),
+            any_source: attach.any_source,
         };
         match self.db.insert_endpoint(&row)? {
             Inserted::Yes => Ok((network, row)),
@@ -205,6 +214,10 @@ impl Inner {
                 bridge::ensure(&socket, network, &options.instance, options.mtu, &links)?
             }
         };
+        // Before there is an interface: nothing passes unchecked.
+        if let Some(source) = source(row) {
+            lock(&self.filter).source(source, true).map_err(Error::kernel(what.clone()))?;
+        }
         let needs_names = has_names(network) && self.dns_missing(&row.container);
         let sockets = self
             .connect(network, row, &socket, bridge, netns, needs_names)
@@ -277,6 +290,7 @@ impl Inner {
             container: row.container.clone(),
             dns: if row.dns.is_empty() { self.options.dns.clone() } else { row.dns.clone() },
             resolv_conf: self.options.resolv_conf.clone(),
+            budget: Arc::clone(&self.budget),
         };
         let mut tasks = self.server.tasks();
         dns::serve(service, sockets, &mut tasks);
@@ -288,6 +302,15 @@ impl Inner {
         let gone = Socket::route().and_then(|socket| link::delete(&socket, &veth_name(row)));
         if let Err(error) = gone {
             tracing::warn!(%error, interface = veth_name(row), "cannot delete interface");
+        }
+        self.forget_source(row);
+    }
+
+    /// An interface is gone, or silent. What would be left names no other.
+    fn forget_source(&self, row: &EndpointRow) {
+        let forgotten = source(row).map(|source| lock(&self.filter).source(source, false));
+        if let Some(Err(error)) = forgotten {
+            tracing::warn!(%error, interface = veth_name(row), "cannot forget its source");
         }
     }
 
@@ -337,6 +360,7 @@ impl Inner {
                         let silenced = Socket::route()
                             .and_then(|socket| link::silence_port(&socket, &veth_name(&row)));
                         outcomes.push(silenced.map_err(Error::kernel("silence bridge port")));
+                        self.forget_source(&row);
                     }
                     let deleted = self.db.delete_endpoint(&row.network, container);
                     outcomes.push(deleted.map_err(Error::from));

@@ -10,6 +10,7 @@
 //!                      │ bridge (a network)         │ gateway address
 //!                      └─────────────┬──────────────┘
 //!         table inet knarr-<instance>: isolation, DNAT of published ports, masquerade
+//!         table bridge knarr-<instance>: what enters a bridge has its sender's own addresses
 //! ```
 //!
 //! Everything is told to the kernel over netlink; no tool is ever executed.
@@ -24,7 +25,7 @@
 //!
 //! **How it fails.** An attach or publish that fails leaves nothing behind.
 //! Teardown goes on after an error and reports them all. The packet filter is
-//! one table of our own, loaded in one transaction: either all of it is there
+//! two tables of our own, loaded in one transaction: either all of it is there
 //! or what was there before; if somebody flushes it, a watcher loads it again.
 
 #![forbid(unsafe_code)]
@@ -32,6 +33,7 @@
 mod adopt;
 mod attach;
 mod bridge;
+mod budget;
 mod dns;
 mod error;
 mod files;
@@ -66,7 +68,7 @@ use knarr_state::Db;
 
 pub use error::Error;
 pub use filter::describe;
-pub use options::{Options, Pool};
+pub use options::{BridgeInput, Options, Pool};
 pub use types::{Attach, Endpoint, HostsFile, Network, NetworkSpec, PublishedPort, ResolvConf};
 
 /// What an operation answers.
@@ -84,6 +86,7 @@ struct Inner {
     options: Options,
     filter: Mutex<filter::Filter>,
     names: Arc<names::Names>,
+    budget: Arc<budget::Budget>,
     running: Mutex<HashMap<ContainerId, Running>>,
     /// Held while networks or addresses are chosen and rows written.
     changes: Mutex<()>,

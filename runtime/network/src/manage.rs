@@ -1,6 +1,7 @@
 //! Networks as such: create, remove, look at.
 
 use std::{
+    collections::BTreeSet,
     os::{
         linux::net::SocketAddrExt,
         unix::net::{SocketAddr, UnixListener},
@@ -11,10 +12,14 @@ use std::{
 
 use knarr_model::{Name, NetworkId, Subnet4};
 use knarr_netlink::Socket;
-use knarr_state::networks::{EndpointRow, Inserted, NetworkRow};
+use knarr_state::{
+    Db,
+    networks::{EndpointRow, Inserted, NetworkRow, PortRow},
+};
 
 use crate::{
-    Endpoint, Error, Inner, Network, NetworkSpec, Networks, Result, adopt,
+    BridgeInput, Endpoint, Error, Inner, Network, NetworkSpec, Networks, Result, adopt,
+    attach::source,
     bridge::{self, OPTION_ICC, OPTION_MASQUERADE, OPTION_NAME, says_no},
     filter::{Bridge, Contents, Forward},
     link, lock,
@@ -82,6 +87,18 @@ impl Networks {
         adopt::remove(&inner.db, &row.id);
         inner.refresh_filter()?;
         Ok(row.id)
+    }
+
+    /// Keeps containers from these TCP ports of the host: the engine's own services,
+    /// whose caller is as good as root. Nothing where [`BridgeInput::Accept`] says so.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn guard(&self, ports: BTreeSet<u16>) -> Result<()> {
+        if self.inner.options.bridge_input == BridgeInput::Accept {
+            return Ok(());
+        }
+        lock(&self.inner.filter).guard(ports).map_err(Error::kernel("guard the engine's ports"))
     }
 
     /// All networks by name, with their endpoints.
@@ -210,23 +227,17 @@ impl Inner {
         pools::free_subnet(&self.options.pools, &taken).ok_or(Error::PoolsExhausted)
     }
 
-    /// Makes the filter's sets match the rows.
+    /// Makes the filter know the bridges that there are.
     pub(crate) fn refresh_filter(&self) -> Result<()> {
-        let contents = self.contents()?;
-        lock(&self.filter).update(contents).map_err(Error::kernel("update packet filter"))
-    }
-
-    /// What the filter's sets have to hold.
-    pub(crate) fn contents(&self) -> Result<Contents> {
-        contents(&self.db.networks()?, &self.db.ports()?)
+        // Ports and sources come and go by themselves, and rows of theirs are there
+        // before and after them: read here, they would undo what others just did.
+        let mut filter = lock(&self.filter);
+        let bridges = bridges(&self.db.networks()?, self.options.bridge_input);
+        filter.bridges(bridges).map_err(Error::kernel("update packet filter"))
     }
 }
 
-/// What the filter's sets have to hold for these rows.
-pub(crate) fn contents(
-    networks: &[NetworkRow],
-    ports: &[knarr_state::networks::PortRow],
-) -> Result<Contents> {
+fn bridges(networks: &[NetworkRow], input: BridgeInput) -> BTreeSet<Bridge> {
     let bridges = networks.iter().filter_map(|network| {
         let out = !network.internal && !says_no(&network.options, OPTION_MASQUERADE);
         Some(Bridge {
@@ -234,14 +245,24 @@ pub(crate) fn contents(
             internal: network.internal,
             together: !says_no(&network.options, OPTION_ICC),
             masquerade: network.subnet.filter(|_| out),
+            closed: network.internal || input == BridgeInput::Drop,
         })
     });
-    let forwards = ports.iter().filter_map(forward);
-    Ok(Contents { bridges: bridges.collect(), forwards: forwards.collect() })
+    bridges.collect()
+}
+
+/// What the filter's sets have to hold for these rows.
+pub(crate) fn contents(db: &Db, input: BridgeInput) -> Result<Contents> {
+    Ok(Contents {
+        bridges: bridges(&db.networks()?, input),
+        forwards: db.ports()?.iter().filter_map(forward).collect(),
+        sources: db.endpoints()?.iter().filter_map(source).collect(),
+        guarded: BTreeSet::new(),
+    })
 }
 
 /// What the kernel forwards; IPv6 goes through userland.
-pub(crate) fn forward(port: &knarr_state::networks::PortRow) -> Option<Forward> {
+pub(crate) fn forward(port: &PortRow) -> Option<Forward> {
     let std::net::IpAddr::V4(host) = port.host_ip else { return None };
     Some(Forward {
         host: (!host.is_unspecified()).then_some(host),

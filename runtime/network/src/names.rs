@@ -169,6 +169,7 @@ mod tests {
             index: 0,
             gateway: false,
             dns: Vec::new(),
+            any_source: false,
         }
     }
 

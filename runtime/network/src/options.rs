@@ -6,6 +6,9 @@ use std::{
 };
 
 use knarr_model::Subnet4;
+use rustix::process::{Resource, getrlimit};
+
+use crate::Error;
 
 /// How the networks of one engine are set up.
 #[derive(Debug, Clone)]
@@ -27,8 +30,42 @@ pub struct Options {
     pub dns: Vec<IpAddr>,
     /// The host's own resolver configuration.
     pub resolv_conf: PathBuf,
+    /// What containers reach on the host itself.
+    pub bridge_input: BridgeInput,
     /// Largest packet on the bridges; 1500 unless said.
     pub mtu: u32,
+    /// Descriptors that the process may have; its limit as it is unless said.
+    /// What strangers can make it open is a part of them.
+    pub descriptors: u64,
+}
+
+/// What containers reach of the services of the host, at the addresses that the host
+/// has on their bridges or elsewhere. Published ports are containers' and not meant;
+/// nothing is ever reached from internal networks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum BridgeInput {
+    /// Nothing.
+    Drop,
+    /// All but the engine's own services.
+    #[default]
+    Guard,
+    /// All that listens at such an address, as under Docker.
+    Accept,
+}
+
+impl std::str::FromStr for BridgeInput {
+    type Err = Error;
+
+    fn from_str(word: &str) -> Result<Self, Error> {
+        match word {
+            "drop" => Ok(Self::Drop),
+            "guard" => Ok(Self::Guard),
+            "accept" => Ok(Self::Accept),
+            _ => Err(Error::Invalid(format!(
+                "invalid bridge-input {word:?}: want drop, guard or accept"
+            ))),
+        }
+    }
 }
 
 /// Addresses that networks are cut from: blocks of `size` bits out of `base`.
@@ -64,7 +101,9 @@ impl Options {
             host_gateway: None,
             dns: Vec::new(),
             resolv_conf: "/etc/resolv.conf".into(),
+            bridge_input: BridgeInput::default(),
             mtu: 1500,
+            descriptors: getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX),
         }
     }
 }

@@ -6,9 +6,12 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4},
     os::fd::OwnedFd,
-    sync::atomic::{AtomicU16, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering},
+    },
 };
 
 use knarr_model::{PortBinding, PortSpec, Transport};
@@ -17,7 +20,7 @@ use nix::sys::socket::{
     sockopt,
 };
 
-use crate::{PublishedPort, proxy, tasks::Tasks};
+use crate::{PublishedPort, budget::Seats, proxy, tasks::Tasks};
 
 /// Where the kernel takes ports from for whoever asks for none (its default range).
 const EPHEMERAL: std::ops::RangeInclusive<u16> = 32768..=60999;
@@ -40,11 +43,11 @@ pub(crate) struct PortError {
 
 impl Held {
     /// Serves what the kernel does not forward, and holds the port, until the tasks are dropped.
-    pub(crate) fn serve(self, to: Ipv4Addr, tasks: &mut Tasks) {
+    pub(crate) fn serve(self, to: Ipv4Addr, seats: Arc<Seats>, tasks: &mut Tasks) {
         let to = SocketAddrV4::new(to, self.port.port.port);
         match self.port.port.transport {
-            Transport::Tcp => tasks.spawn(proxy::tcp(TcpListener::from(self.socket), to)),
-            Transport::Udp => tasks.spawn(proxy::udp(UdpSocket::from(self.socket), to)),
+            Transport::Tcp => tasks.spawn(proxy::tcp(self.socket.into(), to, seats)),
+            Transport::Udp => tasks.spawn(proxy::udp(self.socket.into(), to, seats)),
         }
     }
 }

@@ -120,7 +120,7 @@ impl Inner {
         for held in held {
             let row = rows.iter().find(|row| published(row) == held.port);
             if let Some(row) = row {
-                held.serve(row.container_ip, &mut tasks);
+                held.serve(row.container_ip, self.budget.seats.clone(), &mut tasks);
             }
         }
         lock(&self.running).entry(container.clone()).or_default().ports = Some(tasks);

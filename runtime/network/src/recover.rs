@@ -27,6 +27,7 @@ use crate::{
     Error, Inner, NetworkSpec, Networks, Options, Result, adopt,
     attach::veth_name,
     bridge::{self, OPTION_HOST, OPTION_ICC, OPTION_MASQUERADE, OPTION_MTU, OPTION_NAME},
+    budget::Budget,
     dns,
     filter::{self, Filter, Touched},
     link::{self, Link},
@@ -52,14 +53,16 @@ impl Networks {
         check(&options)?;
         let notices = adopt::adopt(&db)?;
         let kernel = |what: &str| Error::kernel(what.to_owned());
-        let filter = Filter::load(&options.instance, contents(&db.networks()?, &db.ports()?)?)
+        let filter = Filter::load(&options.instance, contents(&db, options.bridge_input)?)
             .map_err(kernel("load packet filter"))?;
         let server = Server::start().map_err(kernel("start network thread"))?;
+        let budget = Arc::new(Budget::of(options.descriptors));
         let inner = Arc::new(Inner {
             db,
             options,
             filter: Mutex::new(filter),
             names: Arc::new(Names::default()),
+            budget,
             running: Mutex::default(),
             changes: Mutex::default(),
             turns: Default::default(),

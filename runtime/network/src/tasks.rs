@@ -27,7 +27,11 @@ pub(crate) struct Server {
 impl Server {
     /// Starts it, in the network namespace of the caller.
     pub(crate) fn start() -> io::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        // Threads for what blocks: flows that are forgotten, a file that is read.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(4)
+            .build()?;
         let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel();
         let thread = thread::Builder::new()

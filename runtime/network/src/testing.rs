@@ -41,15 +41,27 @@ pub(crate) struct Host {
 
 impl Host {
     pub(crate) fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    /// With other options than the usual ones.
+    pub(crate) fn with(change: impl FnOnce(&mut Options)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("resolv.conf"), "nameserver 127.0.0.1\n").unwrap();
-        Self::over(directory)
+        let mut options = options(&directory);
+        change(&mut options);
+        Self::opened(directory, options)
     }
 
     /// Over a database that is there already, and after a crash.
     pub(crate) fn over(directory: tempfile::TempDir) -> Self {
+        let options = options(&directory);
+        Self::opened(directory, options)
+    }
+
+    fn opened(directory: tempfile::TempDir, options: Options) -> Self {
         let db = Arc::new(Db::open(&directory.path().join("state.db")).unwrap());
-        let networks = Networks::open(db.clone(), options(&directory)).unwrap();
+        let networks = Networks::open(db.clone(), options).unwrap();
         let errors = networks.reconcile(&[]);
         assert!(errors.is_empty(), "{errors:?}");
         Self { networks, db, directory }
@@ -89,6 +101,7 @@ impl Host {
             network,
             spec,
             dns: &[],
+            any_source: fake.any_source,
         })
     }
 
@@ -112,6 +125,8 @@ pub(crate) struct Fake {
     pub(crate) id: ContainerId,
     pub(crate) name: String,
     pub(crate) tid: u32,
+    /// As a container with CAP_NET_ADMIN.
+    pub(crate) any_source: bool,
     jobs: mpsc::Sender<Job>,
 }
 
@@ -128,6 +143,7 @@ impl Fake {
             id: ContainerId::from_random(crate::random().unwrap()),
             name: name.into(),
             tid: tid.recv().unwrap(),
+            any_source: false,
             jobs,
         }
     }

@@ -99,6 +99,9 @@ pub struct Attach<'a> {
     pub spec: &'a EndpointSpec,
     /// Name servers that this container asked for (`--dns`); empty is the engine's.
     pub dns: &'a [IpAddr],
+    /// It may give itself addresses (CAP_NET_ADMIN), so its packets may have any
+    /// source; those of others have to have their own.
+    pub any_source: bool,
 }
 
 /// A host port that is forwarded.

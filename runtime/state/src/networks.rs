@@ -108,6 +108,9 @@ pub struct EndpointRow {
     /// Name servers that the container asked for.
     #[serde(default)]
     pub dns: Vec<IpAddr>,
+    /// Its packets may have any source: it may give itself addresses.
+    #[serde(default)]
+    pub any_source: bool,
 }
 
 /// A host port that is forwarded.

@@ -7,8 +7,8 @@
 //!
 //! **How it fails.** What is no DNS query is dropped or `FORMERR`; what cannot be
 //! answered in time is `SERVFAIL`. Each container has so many questions
-//! and connections in flight and no more (RELIABILITY N09): a flood hurts the
-//! container that makes it.
+//! and connections in flight and no more, and all together a share of the
+//! [`Budget`] (RELIABILITY N09): a flood hurts the container that makes it.
 
 mod answer;
 mod upstream;
@@ -25,21 +25,17 @@ use knarr_model::ContainerId;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
 };
 
-use crate::{filter::redirect, names::Names, tasks::Tasks};
+use crate::{budget::Budget, filter::redirect, names::Names, tasks::Tasks};
 use answer::Verdict;
 use upstream::Transport;
 pub(crate) use upstream::nameservers;
 
 /// Where containers find it, as under Docker.
 pub(crate) const ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
-/// Questions of one container that wait for an answer from outside.
-const IN_FLIGHT: usize = 128;
-/// TCP connections of one container.
-const CONNECTIONS: usize = 32;
 /// A TCP connection without a question is closed after this.
 const IDLE: Duration = Duration::from_secs(10);
 
@@ -75,12 +71,14 @@ pub(crate) struct Service {
     pub(crate) dns: Vec<IpAddr>,
     /// The host's resolver configuration.
     pub(crate) resolv_conf: PathBuf,
+    /// What all containers' questions and connections come out of.
+    pub(crate) budget: Arc<Budget>,
 }
 
 /// Serves one container until the tasks are dropped.
 pub(crate) fn serve(service: Service, sockets: Sockets, tasks: &mut Tasks) {
     let service = Arc::new(service);
-    let in_flight = Arc::new(Semaphore::new(IN_FLIGHT));
+    let in_flight = Arc::new(Semaphore::new(service.budget.questions_each));
     let (udp, tcp) = (sockets.udp, sockets.tcp);
     tasks.spawn(serve_udp(Arc::clone(&service), udp, Arc::clone(&in_flight)));
     tasks.spawn(serve_tcp(service, tcp, in_flight));
@@ -107,14 +105,14 @@ async fn serve_udp(service: Arc<Service>, socket: UdpSocket, in_flight: Arc<Sema
         let reply = match answer::decide(&service.names, &service.container, question) {
             Verdict::Ignore => continue,
             Verdict::Answer(reply) => reply.datagram(),
-            Verdict::Ask(question) => match Arc::clone(&in_flight).try_acquire_owned() {
-                Err(_) => question.refuse(),
-                Ok(permit) => {
+            Verdict::Ask(question) => match service.place(&in_flight) {
+                None => question.refuse(),
+                Some(place) => {
                     // Weak: who waits for an answer keeps no socket open.
                     let (service, socket) = (Arc::clone(&service), Arc::downgrade(&socket));
                     asking.spawn(async move {
                         let reply = service.ask(question, Transport::Udp).await;
-                        drop(permit);
+                        drop(place);
                         if let Some(socket) = socket.upgrade() {
                             let _ = socket.try_send_to(&reply, from);
                         }
@@ -133,7 +131,7 @@ async fn serve_tcp(service: Arc<Service>, listener: TcpListener, in_flight: Arc<
         Ok(listener) => listener,
         Err(error) => return tracing::warn!(%error, "name server"),
     };
-    let connections = Arc::new(Semaphore::new(CONNECTIONS));
+    let connections = Arc::new(Semaphore::new(service.budget.conversations_each));
     let mut clients = tokio::task::JoinSet::new();
     loop {
         while clients.try_join_next().is_some() {}
@@ -146,11 +144,14 @@ async fn serve_tcp(service: Arc<Service>, listener: TcpListener, in_flight: Arc<
                 continue;
             }
         };
+        // Closed at once where other containers have all of them.
+        let all = Arc::clone(&service.budget.conversations);
+        let Ok(share) = all.try_acquire_owned() else { continue };
         let (service, in_flight) = (Arc::clone(&service), Arc::clone(&in_flight));
         clients.spawn(async move {
             // A client that breaks off is its own affair.
             let _ = converse(&service, stream, &in_flight).await;
-            drop(permit);
+            drop((permit, share));
         });
     }
 }
@@ -158,7 +159,7 @@ async fn serve_tcp(service: Arc<Service>, listener: TcpListener, in_flight: Arc<
 async fn converse(
     service: &Service,
     mut stream: TcpStream,
-    in_flight: &Semaphore,
+    in_flight: &Arc<Semaphore>,
 ) -> io::Result<()> {
     loop {
         let length = timeout(IDLE, stream.read_u16()).await??;
@@ -167,9 +168,9 @@ async fn converse(
         let reply = match answer::decide(&service.names, &service.container, &question) {
             Verdict::Ignore => return Ok(()),
             Verdict::Answer(reply) => reply.whole(),
-            Verdict::Ask(question) => match in_flight.acquire().await {
-                Err(_) => question.refuse(),
-                Ok(_permit) => service.ask(question, Transport::Tcp).await,
+            Verdict::Ask(question) => match service.place(in_flight) {
+                None => question.refuse(),
+                Some(_place) => service.ask(question, Transport::Tcp).await,
             },
         };
         let mut framed = (reply.len() as u16).to_be_bytes().to_vec();
@@ -179,6 +180,13 @@ async fn converse(
 }
 
 impl Service {
+    /// A place for one question to the outside: one of the container's own and
+    /// one of all containers'.
+    fn place(&self, own: &Arc<Semaphore>) -> Option<[OwnedSemaphorePermit; 2]> {
+        let own = Arc::clone(own).try_acquire_owned().ok()?;
+        Some([own, Arc::clone(&self.budget.questions).try_acquire_owned().ok()?])
+    }
+
     async fn ask(&self, question: answer::Question, transport: Transport) -> Vec<u8> {
         let servers = if self.dns.is_empty() {
             let text = tokio::fs::read_to_string(&self.resolv_conf).await.unwrap_or_default();
@@ -190,5 +198,34 @@ impl Service {
             Some(reply) => reply,
             None => question.refuse(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn n09_a_flood_of_one_container_leaves_places_for_another() {
+        let service = Service {
+            names: Arc::default(),
+            container: ContainerId::from_random([1; 32]),
+            dns: Vec::new(),
+            resolv_conf: PathBuf::new(),
+            budget: Arc::new(Budget::of(1024)),
+        };
+        let each = service.budget.questions_each;
+        let own = || Arc::new(Semaphore::new(each));
+        let (one, two, three) = (own(), own(), own());
+        let take = |own: &Arc<Semaphore>| (0..1000).map_while(|_| service.place(own)).collect();
+        let flood: Vec<_> = take(&one);
+        assert_eq!(flood.len(), each);
+        let neighbour: Vec<_> = take(&two);
+        assert!(!neighbour.is_empty());
+        // All of them together have an end, too.
+        let late: Vec<_> = take(&three);
+        assert_eq!((flood.len() + neighbour.len() + late.len()) as u64, 1024 / 8);
+        drop(flood);
+        assert!(service.place(&three).is_some());
     }
 }

@@ -9,10 +9,11 @@ use knarr_model::{Subnet4, Transport};
 
 use knarr_netlink::{APPEND, CREATE, EXCL, Packet};
 
-use super::rules::{Action, Chain, Match, Rule, Set, Type};
+use super::rules::{Action, Chain, Family, Match, Rule, Set, Type};
 
 pub(super) const SUBSYSTEM: u16 = 10;
 const NFPROTO_INET: u8 = 1;
+const NFPROTO_BRIDGE: u8 = 7;
 const NFPROTO_IPV4: u8 = 2;
 
 const NEWTABLE: u16 = 0;
@@ -44,6 +45,10 @@ pub(crate) enum Element<'a> {
     Path(&'a str),
     /// Of `subnets`.
     Subnet(Subnet4),
+    /// Of `guarded`, over TCP.
+    Service(u16),
+    /// Of `sources`.
+    Source { end: &'a str, mac: [u8; 6], address: Ipv4Addr },
     /// Of `published` or `published_any`.
     Port { host: Option<Ipv4Addr>, transport: Transport, port: u16, to: (Ipv4Addr, u16) },
 }
@@ -71,34 +76,38 @@ impl<'a> Transaction<'a> {
         self.packet
     }
 
-    fn message(&mut self, kind: u16, flags: u16) -> &mut Packet {
-        self.packet.message(SUBSYSTEM << 8 | kind, flags, &[NFPROTO_INET, 0, 0, 0])
+    fn message(&mut self, family: Family, kind: u16, flags: u16) -> &mut Packet {
+        let family = match family {
+            Family::Inet => NFPROTO_INET,
+            Family::Bridge => NFPROTO_BRIDGE,
+        };
+        self.packet.message(SUBSYSTEM << 8 | kind, flags, &[family, 0, 0, 0])
     }
 
     /// Makes the table; an error where there is one.
-    pub(super) fn new_table(&mut self) {
+    pub(super) fn new_table(&mut self, family: Family) {
         let table = self.table;
-        self.message(NEWTABLE, CREATE | EXCL).text(1, table);
+        self.message(family, NEWTABLE, CREATE | EXCL).text(1, table);
     }
 
     /// Makes the table empty, whether or not it was there.
-    pub(crate) fn reset_table(&mut self) {
+    pub(crate) fn reset_table(&mut self, family: Family) {
         let table = self.table;
-        self.delete_table();
-        self.message(NEWTABLE, CREATE).text(1, table);
+        self.delete_table(family);
+        self.message(family, NEWTABLE, CREATE).text(1, table);
     }
 
     /// Deletes the table; content when there is none.
-    pub(crate) fn delete_table(&mut self) {
+    pub(crate) fn delete_table(&mut self, family: Family) {
         let table = self.table;
-        self.message(NEWTABLE, CREATE).text(1, table);
-        self.message(DELTABLE, 0).text(1, table);
+        self.message(family, NEWTABLE, CREATE).text(1, table);
+        self.message(family, DELTABLE, 0).text(1, table);
     }
 
     /// Adds a base chain, policy accept: what is not ours is not our business.
     pub(crate) fn chain(&mut self, chain: &Chain) {
         let table = self.table;
-        self.message(NEWCHAIN, CREATE)
+        self.message(chain.family, NEWCHAIN, CREATE)
             .text(1, table)
             .text(3, chain.name)
             .nest(4, |packet| {
@@ -117,7 +126,7 @@ impl<'a> Transaction<'a> {
             flags |= 8;
         }
         let packet = self
-            .message(NEWSET, CREATE)
+            .message(set.family(), NEWSET, CREATE)
             .text(1, table)
             .text(2, set.name())
             .be32(3, flags)
@@ -131,7 +140,7 @@ impl<'a> Transaction<'a> {
 
     /// Adds a rule at the end of a chain.
     pub(crate) fn rule(&mut self, chain: &Chain, rule: &Rule) {
-        self.expressions(chain.name, rule.why, |packet| {
+        self.expressions(chain, rule.why, |packet| {
             for condition in rule.matches {
                 put_match(packet, *condition);
             }
@@ -140,11 +149,11 @@ impl<'a> Transaction<'a> {
     }
 
     /// Adds a rule of these expressions at the end of a chain.
-    pub(super) fn expressions(&mut self, chain: &str, why: &str, fill: impl FnOnce(&mut Packet)) {
+    pub(super) fn expressions(&mut self, chain: &Chain, why: &str, fill: impl FnOnce(&mut Packet)) {
         let table = self.table;
-        self.message(NEWRULE, CREATE | APPEND)
+        self.message(chain.family, NEWRULE, CREATE | APPEND)
             .text(1, table)
-            .text(2, chain)
+            .text(2, chain.name)
             .nest(4, fill)
             .put(7, &comment(why));
     }
@@ -155,7 +164,8 @@ impl<'a> Transaction<'a> {
         // An attribute's length has 16 bits.
         for chunk in elements.chunks(400) {
             let (kind, flags) = if add { (NEWSETELEM, CREATE) } else { (DELSETELEM, 0) };
-            self.message(kind, flags).text(1, table).text(2, set.name()).nest(3, |packet| {
+            let packet = self.message(set.family(), kind, flags).text(1, table).text(2, set.name());
+            packet.nest(3, |packet| {
                 for element in chunk {
                     put_element(packet, element);
                 }
@@ -184,6 +194,7 @@ fn type_number(types: &[Type]) -> u32 {
         number << 6
             | match kind {
                 Type::Ipv4 => 7,
+                Type::Ether => 9,
                 Type::Protocol => 12,
                 Type::Port => 13,
                 Type::Interface => 41,
@@ -198,6 +209,7 @@ fn type_length(types: &[Type]) -> u32 {
         Type::Protocol => 1,
         Type::Port => 2,
         Type::Interface => 16,
+        Type::Ether => 6,
     };
     match types {
         [one] => length(one),
@@ -241,6 +253,14 @@ fn put_element(packet: &mut Packet, element: &Element<'_>) {
                 one(&end.to_be_bytes(), None, true);
             }
         }
+        Element::Service(port) => one(&service(libc::IPPROTO_TCP, *port), None, false),
+        Element::Source { end, mac, address } => {
+            let mut key = interface(end).to_vec();
+            key.extend_from_slice(mac);
+            key.extend_from_slice(&[0, 0]);
+            key.extend_from_slice(&address.octets());
+            one(&key, None, false);
+        }
         Element::Port { host, transport, port, to } => {
             let mut key = Vec::with_capacity(12);
             if let Some(host) = host {
@@ -250,15 +270,19 @@ fn put_element(packet: &mut Packet, element: &Element<'_>) {
                 Transport::Tcp => libc::IPPROTO_TCP,
                 Transport::Udp => libc::IPPROTO_UDP,
             };
-            key.extend_from_slice(&[protocol as u8, 0, 0, 0]);
-            key.extend_from_slice(&port.to_be_bytes());
-            key.extend_from_slice(&[0, 0]);
+            key.extend_from_slice(&service(protocol, *port));
             let mut data = to.0.octets().to_vec();
             data.extend_from_slice(&to.1.to_be_bytes());
             data.extend_from_slice(&[0, 0]);
             one(&key, Some(&data), false);
         }
     }
+}
+
+/// Protocol and port, each padded to four bytes.
+fn service(protocol: i32, port: u16) -> [u8; 8] {
+    let [high, low] = port.to_be_bytes();
+    [protocol as u8, 0, 0, 0, high, low, 0, 0]
 }
 
 pub(super) fn expression(packet: &mut Packet, name: &str, fill: impl FnOnce(&mut Packet)) {
@@ -274,12 +298,13 @@ pub(super) fn meta(packet: &mut Packet, key: u32, register: u32) {
     });
 }
 
+const META_PROTOCOL: u32 = 1;
 const META_IIFNAME: u32 = 6;
 const META_OIFNAME: u32 = 7;
 const META_NFPROTO: u32 = 15;
 pub(super) const META_L4PROTO: u32 = 16;
 
-/// Loads bytes of the packet: base 1 is the network header, 2 the transport's.
+/// Loads bytes of the packet: base 0 is the link's header, 1 the network's, 2 the transport's.
 pub(super) fn payload(packet: &mut Packet, base: u32, offset: u32, length: u32, register: u32) {
     expression(packet, "payload", |packet| {
         packet.be32(1, register).be32(2, base).be32(3, offset).be32(4, length);
@@ -338,6 +363,28 @@ fn loopback(packet: &mut Packet, offset: u32) {
 pub(super) const SOURCE: u32 = 12;
 pub(super) const DESTINATION: u32 = 16;
 
+/// In the set are the interface, the hardware address and the address, which are
+/// at these places (base and offset) of the packet.
+fn source(packet: &mut Packet, mac: (u32, u32), address: u32) {
+    // The key's sixteen bytes of a name, eight of the hardware address, four.
+    meta(packet, META_IIFNAME, REG_1);
+    payload(packet, mac.0, mac.1, 6, REG_2);
+    payload(packet, 1, address, 4, REG32_00 + 6);
+    lookup(packet, Set::Sources, true, REG_1);
+}
+
+/// A frame of this type (Ethernet's, in its order).
+fn only_frame(packet: &mut Packet, kind: i32) {
+    meta(packet, META_PROTOCOL, REG_1);
+    compare(packet, true, &(kind as u16).to_be_bytes());
+}
+
+/// The sender's hardware address in Ethernet's header.
+const ETHER_SOURCE: (u32, u32) = (0, 6);
+/// The sender's addresses in a word of ARP.
+const ARP_ETHER: (u32, u32) = (1, 8);
+const ARP_IPV4: u32 = 14;
+
 fn put_match(packet: &mut Packet, condition: Match) {
     match condition {
         Match::InputIn(set, yes) => {
@@ -368,6 +415,20 @@ fn put_match(packet: &mut Packet, condition: Match) {
             only_ipv4(packet);
             payload(packet, 1, SOURCE, 4, REG_1);
             lookup(packet, set, true, REG_1);
+        }
+        Match::To(set) => {
+            meta(packet, META_L4PROTO, REG32_00);
+            payload(packet, 2, 2, 2, REG32_00 + 1);
+            lookup(packet, set, true, REG_1);
+        }
+        Match::OwnPacket => {
+            only_frame(packet, libc::ETH_P_IP);
+            source(packet, ETHER_SOURCE, SOURCE);
+        }
+        Match::OwnWord => {
+            only_frame(packet, libc::ETH_P_ARP);
+            source(packet, ETHER_SOURCE, ARP_IPV4);
+            source(packet, ARP_ETHER, ARP_IPV4);
         }
     }
 }

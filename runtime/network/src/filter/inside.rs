@@ -13,11 +13,18 @@ use super::{
         DESTINATION, META_L4PROTO, REG_1, SOURCE, Transaction, compare, expression, meta,
         only_ipv4, payload, value,
     },
-    rules::Chain,
+    rules::{Chain, Family},
 };
 
 const TABLE: &str = "knarr-names";
-const CHAIN: Chain = Chain { name: "output", kind: "filter", hook: 3, priority: -300, rules: &[] };
+const CHAIN: Chain = Chain {
+    family: Family::Inet,
+    name: "output",
+    kind: "filter",
+    hook: 3,
+    priority: -300,
+    rules: &[],
+};
 const PORT: u16 = 53;
 
 /// Turns port 53 at the address to the ports of the name server's sockets.
@@ -33,19 +40,19 @@ pub(crate) fn redirect(address: Ipv4Addr, udp: u16, tcp: u16) -> io::Result<()> 
 fn load(reset: bool, address: Ipv4Addr, udp: u16, tcp: u16) -> io::Result<()> {
     let mut transaction = Transaction::new(TABLE);
     if reset {
-        transaction.reset_table();
+        transaction.reset_table(CHAIN.family);
     } else {
-        transaction.new_table();
+        transaction.new_table(CHAIN.family);
     }
     transaction.chain(&CHAIN);
     // Offsets of the checksum in the transport's header.
     for (protocol, port, checksum) in [(libc::IPPROTO_UDP, udp, 6), (libc::IPPROTO_TCP, tcp, 16)] {
         let protocol = protocol as u8;
-        transaction.expressions(CHAIN.name, "questions to the name server", |packet| {
+        transaction.expressions(&CHAIN, "questions to the name server", |packet| {
             ours(packet, address, DESTINATION, protocol);
             rewrite(packet, 2, PORT, port, checksum);
         });
-        transaction.expressions(CHAIN.name, "its answers", |packet| {
+        transaction.expressions(&CHAIN, "its answers", |packet| {
             ours(packet, address, SOURCE, protocol);
             rewrite(packet, 0, port, PORT, checksum);
         });

@@ -1,4 +1,6 @@
-//! The packet filter: one nf_tables table of our own, `inet knarr-<instance>`.
+//! The packet filter: two nf_tables tables of our own, `knarr-<instance>` in the
+//! families `inet` (what the host routes, answers and sends) and `bridge` (what
+//! containers send: only from their own addresses, RELIABILITY N07).
 //!
 //! Loaded whole, in one transaction, when the engine opens (or when somebody
 //! flushed it); from then on only elements of its sets and maps come and go.
@@ -20,7 +22,7 @@ pub(crate) use inside::redirect;
 use knarr_model::{Subnet4, Transport};
 use knarr_netlink::{Attributes, Socket, text};
 pub use rules::describe;
-use rules::{CHAINS, SETS, Set};
+use rules::{CHAINS, Family, SETS, Set};
 
 /// A bridge, as far as the filter knows it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,6 +33,17 @@ pub(crate) struct Bridge {
     pub(crate) together: bool,
     /// It leaves the host under the host's address.
     pub(crate) masquerade: Option<Subnet4>,
+    /// No service of the host is reached from it.
+    pub(crate) closed: bool,
+}
+
+/// The source that a container's packets have to have.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Source {
+    /// The host's end of its veth pair.
+    pub(crate) end: String,
+    pub(crate) mac: [u8; 6],
+    pub(crate) address: Ipv4Addr,
 }
 
 /// A host port that is forwarded.
@@ -48,6 +61,9 @@ pub(crate) struct Forward {
 pub(crate) struct Contents {
     pub(crate) bridges: BTreeSet<Bridge>,
     pub(crate) forwards: BTreeSet<Forward>,
+    pub(crate) sources: BTreeSet<Source>,
+    /// TCP ports of the engine's own services.
+    pub(crate) guarded: BTreeSet<u16>,
 }
 
 impl Contents {
@@ -58,6 +74,23 @@ impl Contents {
             Set::Internal => bridges
                 .filter(|bridge| bridge.internal)
                 .map(|bridge| Element::Interface(&bridge.name))
+                .collect(),
+            Set::Closed => bridges
+                .filter(|bridge| bridge.closed)
+                .map(|bridge| Element::Interface(&bridge.name))
+                .collect(),
+            Set::Guarded => self.guarded.iter().map(|port| Element::Service(*port)).collect(),
+            Set::Ends => {
+                self.sources.iter().map(|source| Element::Interface(&source.end)).collect()
+            }
+            Set::Sources => self
+                .sources
+                .iter()
+                .map(|Source { end, mac, address }| Element::Source {
+                    end,
+                    mac: *mac,
+                    address: *address,
+                })
                 .collect(),
             Set::Paths => bridges
                 .filter(|bridge| bridge.together)
@@ -84,20 +117,33 @@ impl Contents {
     }
 }
 
-/// The table of one engine.
+/// The tables of one engine.
 #[derive(Debug)]
 pub(crate) struct Filter {
     socket: Socket,
     table: String,
     contents: Contents,
+    /// What the kernel has: bridges are an option of it.
+    families: &'static [Family],
 }
 
 impl Filter {
-    /// Loads the table with these contents, replacing what was there.
+    /// Loads the tables with these contents, replacing what was there.
     pub(crate) fn load(instance: &str, contents: Contents) -> io::Result<Self> {
         let (socket, table) = (Socket::netfilter()?, format!("knarr-{instance}"));
-        let filter = Self { socket, table, contents };
-        filter.reload()?;
+        let families = &[Family::Inet, Family::Bridge];
+        let mut filter = Self { socket, table, contents, families };
+        match filter.reload() {
+            // The kernel has no chains for bridges (CONFIG_NF_TABLES_BRIDGE).
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EOPNOTSUPP)) => {
+                filter.families = &[Family::Inet];
+                filter.reload()?;
+                tracing::warn!(
+                    "this kernel's nf_tables cannot filter bridges: containers are not kept from forging sources"
+                );
+            }
+            outcome => outcome?,
+        }
         filter.ensure_beside();
         Ok(filter)
     }
@@ -110,30 +156,37 @@ impl Filter {
     /// Loads everything again.
     pub(crate) fn reload(&self) -> io::Result<()> {
         let mut transaction = Transaction::new(&self.table);
-        transaction.reset_table();
-        for (id, set) in SETS.into_iter().enumerate() {
+        for family in self.families {
+            transaction.reset_table(*family);
+        }
+        for (id, set) in self.sets().enumerate() {
             transaction.set(set, id as u32 + 1);
         }
-        for chain in &CHAINS {
+        let chains = CHAINS.iter().filter(|chain| self.families.contains(&chain.family));
+        for chain in chains.clone() {
             transaction.chain(chain);
         }
-        for chain in &CHAINS {
+        for chain in chains {
             for rule in chain.rules {
                 transaction.rule(chain, rule);
             }
         }
-        for set in SETS {
+        for set in self.sets() {
             transaction.elements(set, &self.contents.elements(set), true);
         }
         self.commit(transaction)
     }
 
     /// Makes the sets hold these contents instead.
-    pub(crate) fn update(&mut self, contents: Contents) -> io::Result<()> {
+    fn update(&mut self, contents: Contents) -> io::Result<()> {
         let mut transaction = Transaction::new(&self.table);
         let mut changed = false;
-        for set in SETS {
+        for set in self.sets() {
             let (old, new) = (self.contents.elements(set), contents.elements(set));
+            // The usual case, and the sets of many containers are long.
+            if old == new {
+                continue;
+            }
             let gone: Vec<_> = old.iter().filter(|e| !new.contains(e)).copied().collect();
             let come: Vec<_> = new.iter().filter(|e| !old.contains(e)).copied().collect();
             changed |= !gone.is_empty() || !come.is_empty();
@@ -169,12 +222,46 @@ impl Filter {
         self.commit(transaction).or_else(|_| self.reload())
     }
 
-    /// Deletes the table, and what is elsewhere for it.
+    /// Adds or takes away the source of a container's packets.
+    pub(crate) fn source(&mut self, source: Source, add: bool) -> io::Result<()> {
+        let part = Contents { sources: [source.clone()].into(), ..Contents::default() };
+        let changed = match add {
+            true => self.contents.sources.insert(source),
+            false => self.contents.sources.remove(&source),
+        };
+        if !changed || !self.families.contains(&Family::Bridge) {
+            return Ok(());
+        }
+        let mut transaction = Transaction::new(&self.table);
+        for set in [Set::Ends, Set::Sources] {
+            transaction.elements(set, &part.elements(set), add);
+        }
+        self.commit(transaction).or_else(|_| self.reload())
+    }
+
+    /// Makes these the bridges that it knows.
+    pub(crate) fn bridges(&mut self, bridges: BTreeSet<Bridge>) -> io::Result<()> {
+        self.update(Contents { bridges, ..self.contents.clone() })
+    }
+
+    /// Makes these TCP ports of the host be out of containers' reach.
+    pub(crate) fn guard(&mut self, ports: BTreeSet<u16>) -> io::Result<()> {
+        self.update(Contents { guarded: ports, ..self.contents.clone() })
+    }
+
+    fn sets(&self) -> impl Iterator<Item = Set> + use<> {
+        let families = self.families;
+        SETS.into_iter().filter(move |set| families.contains(&set.family()))
+    }
+
+    /// Deletes the tables, and what is elsewhere for it.
     pub(crate) fn unload(instance: &str) -> io::Result<()> {
         let (socket, table) = (Socket::netfilter()?, format!("knarr-{instance}"));
         let beside = beside::ensure(&socket, &table, std::iter::empty());
         let mut transaction = Transaction::new(&table);
-        transaction.delete_table();
+        for family in [Family::Inet, Family::Bridge] {
+            transaction.delete_table(family);
+        }
         socket.send(&transaction.finish()).and(beside)
     }
 

@@ -7,13 +7,35 @@
 
 use std::fmt::{self, Write};
 
-/// A set or map of the table.
+/// One of our two tables, which have the same name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Family {
+    /// What the host routes, answers or sends.
+    Inet,
+    /// What containers send, before a bridge looks at it.
+    Bridge,
+}
+
+impl Family {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Inet => "inet",
+            Self::Bridge => "bridge",
+        }
+    }
+}
+
+/// A set or map of a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Set {
     /// All bridges of ours.
     Bridges,
     /// Those of internal networks.
     Internal,
+    /// Those from which no service of the host is reached.
+    Closed,
+    /// Services of the host that no container reaches: the engine's own.
+    Guarded,
     /// Pairs of bridges between which packets may pass: each with itself.
     Paths,
     /// Subnets that leave the host under its own address.
@@ -22,31 +44,57 @@ pub(crate) enum Set {
     Published,
     /// Ports published at every address of the host.
     PublishedAny,
+    /// Interfaces whose packets have to have a source of their own.
+    Ends,
+    /// Interface, hardware address and address that belong together.
+    Sources,
 }
 
-pub(crate) const SETS: [Set; 6] =
-    [Set::Bridges, Set::Internal, Set::Paths, Set::Subnets, Set::Published, Set::PublishedAny];
+pub(crate) const SETS: [Set; 10] = [
+    Set::Bridges,
+    Set::Internal,
+    Set::Closed,
+    Set::Guarded,
+    Set::Paths,
+    Set::Subnets,
+    Set::Published,
+    Set::PublishedAny,
+    Set::Ends,
+    Set::Sources,
+];
 
 impl Set {
+    pub(crate) fn family(self) -> Family {
+        match self {
+            Self::Ends | Self::Sources => Family::Bridge,
+            _ => Family::Inet,
+        }
+    }
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Bridges => "bridges",
             Self::Internal => "internal",
+            Self::Closed => "closed",
+            Self::Guarded => "guarded",
             Self::Paths => "paths",
             Self::Subnets => "subnets",
             Self::Published => "published",
             Self::PublishedAny => "published_any",
+            Self::Ends => "ends",
+            Self::Sources => "sources",
         }
     }
 
     /// What its keys are.
     pub(crate) fn key(self) -> &'static [Type] {
         match self {
-            Self::Bridges | Self::Internal => &[Type::Interface],
+            Self::Bridges | Self::Internal | Self::Closed | Self::Ends => &[Type::Interface],
             Self::Paths => &[Type::Interface, Type::Interface],
             Self::Subnets => &[Type::Ipv4],
             Self::Published => &[Type::Ipv4, Type::Protocol, Type::Port],
-            Self::PublishedAny => &[Type::Protocol, Type::Port],
+            Self::PublishedAny | Self::Guarded => &[Type::Protocol, Type::Port],
+            Self::Sources => &[Type::Interface, Type::Ether, Type::Ipv4],
         }
     }
 
@@ -71,6 +119,7 @@ pub(crate) enum Type {
     Protocol,
     Port,
     Interface,
+    Ether,
 }
 
 impl Type {
@@ -80,6 +129,7 @@ impl Type {
             Self::Protocol => "inet_proto",
             Self::Port => "inet_service",
             Self::Interface => "ifname",
+            Self::Ether => "ether_addr",
         }
     }
 }
@@ -87,10 +137,11 @@ impl Type {
 /// Where a chain hangs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Chain {
+    pub(crate) family: Family,
     pub(crate) name: &'static str,
     /// `filter` or `nat`.
     pub(crate) kind: &'static str,
-    /// NF_INET_PRE_ROUTING and so on, by number.
+    /// NF_INET_PRE_ROUTING and so on, by number; bridges have the same.
     pub(crate) hook: u32,
     pub(crate) priority: i32,
     pub(crate) rules: &'static [Rule],
@@ -117,6 +168,12 @@ pub(crate) enum Match {
     FromLoopback,
     /// It is from one of these subnets.
     From(Set),
+    /// It is for one of these services.
+    To(Set),
+    /// An IPv4 packet from where it says.
+    OwnPacket,
+    /// A word of ARP that says of its sender what is so.
+    OwnWord,
 }
 
 /// What happens to a packet that meets all conditions.
@@ -146,8 +203,9 @@ const fn rule(matches: &'static [Match], action: Action, why: &'static str) -> R
 }
 
 /// All chains.
-pub(crate) const CHAINS: [Chain; 6] = [
+pub(crate) const CHAINS: [Chain; 7] = [
     Chain {
+        family: Family::Inet,
         name: "raw",
         kind: "filter",
         hook: 0,
@@ -159,6 +217,7 @@ pub(crate) const CHAINS: [Chain; 6] = [
         )],
     },
     Chain {
+        family: Family::Inet,
         name: "prerouting",
         kind: "nat",
         hook: 0,
@@ -175,6 +234,7 @@ pub(crate) const CHAINS: [Chain; 6] = [
         ],
     },
     Chain {
+        family: Family::Inet,
         name: "output",
         kind: "nat",
         hook: 3,
@@ -185,6 +245,7 @@ pub(crate) const CHAINS: [Chain; 6] = [
         ],
     },
     Chain {
+        family: Family::Inet,
         name: "postrouting",
         kind: "nat",
         hook: 4,
@@ -208,6 +269,7 @@ pub(crate) const CHAINS: [Chain; 6] = [
         ],
     },
     Chain {
+        family: Family::Inet,
         name: "forward",
         kind: "filter",
         hook: 2,
@@ -244,6 +306,7 @@ pub(crate) const CHAINS: [Chain; 6] = [
         ],
     },
     Chain {
+        family: Family::Inet,
         name: "input",
         kind: "filter",
         hook: 1,
@@ -252,10 +315,29 @@ pub(crate) const CHAINS: [Chain; 6] = [
             rule(&[Match::InputIn(Set::Bridges, false)], Action::Return, "not ours"),
             rule(&[Match::Established], Action::Accept, "answers"),
             rule(
-                &[Match::InputIn(Set::Internal, true)],
+                &[Match::InputIn(Set::Closed, true)],
                 Action::Drop,
-                "internal networks reach no service of the host",
+                "internal networks reach no service of the host, nor does any that is closed",
             ),
+            rule(
+                &[Match::To(Set::Guarded)],
+                Action::Drop,
+                "whoever reaches the engine's own service is root on the host",
+            ),
+        ],
+    },
+    Chain {
+        family: Family::Bridge,
+        name: "sources",
+        kind: "filter",
+        hook: 0,
+        // Before bridges learn who is where, and before br_netfilter.
+        priority: -250,
+        rules: &[
+            rule(&[Match::InputIn(Set::Ends, false)], Action::Return, "not ours"),
+            rule(&[Match::OwnPacket], Action::Accept, "from where it says"),
+            rule(&[Match::OwnWord], Action::Accept, "nobody speaks for a neighbour"),
+            rule(&[], Action::Drop, "forged, or of a protocol that has no addresses here"),
         ],
     },
 ];
@@ -273,6 +355,15 @@ impl fmt::Display for Match {
             Self::ToLoopback => f.write_str("ip daddr 127.0.0.0/8"),
             Self::FromLoopback => f.write_str("ip saddr 127.0.0.0/8"),
             Self::From(set) => write!(f, "ip saddr @{}", set.name()),
+            Self::To(set) => write!(f, "meta l4proto . th dport @{}", set.name()),
+            Self::OwnPacket => {
+                write!(f, "iifname . ether saddr . ip saddr @{}", Set::Sources.name())
+            }
+            Self::OwnWord => {
+                let set = Set::Sources.name();
+                write!(f, "iifname . ether saddr . arp saddr ip @{set} ")?;
+                write!(f, "iifname . arp saddr ether . arp saddr ip @{set}")
+            }
         }
     }
 }
@@ -297,11 +388,16 @@ impl fmt::Display for Action {
     }
 }
 
-/// The rule set of an engine as nft(8) would show it, without elements.
+/// The rule set of an engine as nft(8) would show it, without elements: one table
+/// for what is routed, one for what bridges pass.
 pub fn describe(instance: &str) -> String {
-    let mut text = format!("table inet knarr-{instance} {{\n");
+    describe_table(instance, Family::Inet) + &describe_table(instance, Family::Bridge)
+}
+
+pub(super) fn describe_table(instance: &str, family: Family) -> String {
+    let mut text = format!("table {} knarr-{instance} {{\n", family.name());
     let types = |types: &[Type]| types.iter().map(|t| t.name()).collect::<Vec<_>>().join(" . ");
-    for set in SETS {
+    for set in SETS.into_iter().filter(|set| set.family() == family) {
         let word = if set.value().is_empty() { "set" } else { "map" };
         let _ = write!(text, "\t{word} {} {{\n\t\ttype {}", set.name(), types(set.key()));
         if !set.value().is_empty() {
@@ -313,21 +409,15 @@ pub fn describe(instance: &str) -> String {
             "\n\t}\n\n"
         });
     }
-    for (at, chain) in CHAINS.iter().enumerate() {
-        let (hook, priority) = match (chain.hook, chain.priority) {
-            (0, -300) => ("prerouting", "raw"),
-            (0, _) => ("prerouting", "dstnat"),
-            (1, _) => ("input", "filter"),
-            (2, _) => ("forward", "filter"),
-            (3, _) => ("output", "-100"),
-            _ => ("postrouting", "srcnat"),
-        };
+    let chains = CHAINS.iter().filter(|chain| chain.family == family);
+    for (at, chain) in chains.enumerate() {
         let _ = writeln!(
             text,
-            "{}\tchain {} {{\n\t\ttype {} hook {hook} priority {priority}; policy accept;",
+            "{}\tchain {} {{\n\t\ttype {} {}; policy accept;",
             if at == 0 { "" } else { "\n" },
             chain.name,
-            chain.kind
+            chain.kind,
+            place(chain)
         );
         for rule in chain.rules {
             text.push_str("\t\t");
@@ -340,4 +430,18 @@ pub fn describe(instance: &str) -> String {
     }
     text.push_str("}\n");
     text
+}
+
+/// Where a chain hangs, in the words of nft(8).
+fn place(chain: &Chain) -> String {
+    let (hook, priority) = match (chain.family, chain.hook, chain.priority) {
+        (Family::Bridge, _, priority) => ("prerouting", priority.to_string()),
+        (_, 0, -300) => ("prerouting", "raw".into()),
+        (_, 0, _) => ("prerouting", "dstnat".into()),
+        (_, 1, _) => ("input", "filter".into()),
+        (_, 2, _) => ("forward", "filter".into()),
+        (_, 3, _) => ("output", "-100".into()),
+        _ => ("postrouting", "srcnat".into()),
+    };
+    format!("hook {hook} priority {priority}")
 }

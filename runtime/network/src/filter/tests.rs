@@ -11,6 +11,7 @@ fn contents() -> Contents {
         internal,
         together: true,
         masquerade: (!internal).then(|| subnet.parse().unwrap()),
+        closed: internal,
     };
     let forward = |host: Option<[u8; 4]>, port| Forward {
         host: host.map(Into::into),
@@ -26,14 +27,25 @@ fn contents() -> Contents {
         ]
         .into(),
         forwards: [forward(None, 8080), forward(Some([127, 0, 0, 1]), 8081)].into(),
+        sources: [Source {
+            end: "kv0123456789ab".into(),
+            mac: [2, 0x42, 172, 17, 0, 2],
+            address: Ipv4Addr::new(172, 17, 0, 2),
+        }]
+        .into(),
+        guarded: [2375].into(),
     }
 }
 
-/// `nft list table`, without elements, handles and blank lines.
+/// `nft list table` of both families, without handles and blank lines.
 fn listed(table: &str) -> Option<String> {
-    let output = Command::new("nft").args(["-s", "list", "table", "inet", table]).output().ok()?;
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Some(String::from_utf8(output.stdout).unwrap())
+    let list = |family| {
+        let list = ["-s", "list", "table", family, table];
+        let output = Command::new("nft").args(list).output().ok()?;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Some(String::from_utf8(output.stdout).unwrap())
+    };
+    Some(list("inet")? + &list("bridge")?)
 }
 
 #[test]
@@ -59,6 +71,8 @@ fn elements_come_and_go() {
                 "172.17.0.0/16",
                 "udp . 8080 : 172.17.0.2 . 80",
                 "127.0.0.1 . udp . 8081 : 172.17.0.2 . 80",
+                "tcp . 2375",
+                "\"kv0123456789ab\" . 02:42:ac:11:00:02 . 172.17.0.2",
             ] {
                 assert!(text.contains(part), "{part} in {text}");
             }
@@ -73,6 +87,11 @@ fn elements_come_and_go() {
         // What is gone already is loaded anew, not an error.
         filter.forward(&forwards, false).unwrap();
         filter.forward(&forwards, true).unwrap();
+        assert_eq!(listed("knarr-t"), full);
+        let source = contents().sources.pop_first().unwrap();
+        for add in [false, false, true, true] {
+            filter.source(source.clone(), add).unwrap();
+        }
         assert_eq!(listed("knarr-t"), full);
         assert_eq!(*filter.contents(), contents());
         // Loading over what is there is no error either.

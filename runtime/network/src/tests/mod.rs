@@ -3,5 +3,6 @@
 
 mod management;
 mod names;
+mod policy;
 mod reach;
 mod recovery;
