@@ -12,15 +12,15 @@ use reqwest::{
 use sha2::Digest as _;
 
 use crate::{
-    Auth, Chunk, Descriptor, Error, MANIFEST_LIMIT, MANIFEST_TYPES, Manifest, Registry, Result,
-    blob, challenge,
+    Auth, Chunk, Descriptor, Error, Lookup, MANIFEST_LIMIT, MANIFEST_TYPES, Manifest, Registry,
+    Result, System, blob, challenge,
     endpoint::{Endpoint, authority, mirror, origin},
     token::{Realm, Tokens},
     transport::{Answer, Request, Transport, shown, transport, verb},
 };
 
 /// Which registries there are beside the references' own, and how patient to be.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Config {
     /// Asked before Docker Hub for its repositories, in this order
     /// (`registry-mirrors`): URLs, `http://` where plain HTTP is meant.
@@ -32,6 +32,20 @@ pub struct Config {
     pub certificates: Vec<Vec<u8>>,
     /// How patient to be.
     pub timing: Timing,
+    /// How names of hosts become addresses; the system's way unless said.
+    pub lookup: Arc<dyn Lookup>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            mirrors: Vec::new(),
+            insecure: Vec::new(),
+            certificates: Vec::new(),
+            timing: Timing::default(),
+            lookup: Arc::new(System),
+        }
+    }
 }
 
 /// How patient the client is.

@@ -29,6 +29,7 @@ mod challenge;
 mod client;
 mod endpoint;
 mod error;
+mod lookup;
 mod token;
 mod transport;
 
@@ -41,6 +42,7 @@ pub use auth::{Auth, AuthError};
 pub use client::{Client, Config, Timing};
 
 pub use error::Error;
+pub use lookup::{Lookup, System};
 
 /// A manifest or index may not be larger (RELIABILITY I11).
 pub const MANIFEST_LIMIT: u64 = 4 << 20;

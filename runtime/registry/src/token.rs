@@ -143,6 +143,7 @@ async fn fetch(
     if !realm.scope.is_empty() {
         parameters.push(("scope", &realm.scope));
     }
+    let sent_by = Some(registry.clone());
     let request = match &realm.auth {
         Auth::Identity(refresh) => {
             parameters.extend([
@@ -153,7 +154,7 @@ async fn fetch(
             let form = Url::parse_with_params("http://form/", &parameters)
                 .ok()
                 .and_then(|url| url.query().map(str::to_owned));
-            Request { method: Method::POST, form, ..Request::get(url) }
+            Request { method: Method::POST, form, sent_by, ..Request::get(url) }
         }
         auth => {
             if let Auth::Basic { username, .. } = auth {
@@ -166,7 +167,7 @@ async fn fetch(
                 }
                 _ => None,
             };
-            Request { authorization, ..Request::get(url) }
+            Request { authorization, sent_by, ..Request::get(url) }
         }
     };
     let answer = transport.send(&request, false).await?.response;

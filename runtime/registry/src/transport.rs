@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -15,6 +15,7 @@ use reqwest::{
 use crate::{
     Config, Error, Result,
     endpoint::{Trust, authority, is_loopback, trust},
+    lookup::{ELSEWHERE, Forbidden, Names, Resolver, is_own},
 };
 
 /// What is asked for.
@@ -28,6 +29,8 @@ pub(crate) struct Request {
     pub(crate) authorization: Option<HeaderValue>,
     /// A form (token endpoints).
     pub(crate) form: Option<String>,
+    /// The registry that sent us to the URL, where it is not the user who did.
+    pub(crate) sent_by: Option<Url>,
 }
 
 impl Request {
@@ -39,6 +42,7 @@ impl Request {
             range: None,
             authorization: None,
             form: None,
+            sent_by: None,
         }
     }
 
@@ -75,7 +79,8 @@ pub(crate) struct Answer {
 pub(crate) struct Transport {
     config: Config,
     /// Made when first needed: the machine's root certificates take memory.
-    clients: [OnceLock<reqwest::Client>; 3],
+    clients: [OnceLock<reqwest::Client>; 6],
+    names: Arc<Names>,
     /// Insecure registries by authority, and whether they speak plain HTTP.
     plain: Mutex<HashMap<String, bool>>,
 }
@@ -84,7 +89,8 @@ const MAX_REDIRECTS: usize = 5;
 
 impl Transport {
     pub(crate) fn new(config: Config) -> Self {
-        Self { config, clients: Default::default(), plain: Mutex::default() }
+        let names = Names::new(Arc::clone(&config.lookup));
+        Self { config, clients: Default::default(), names, plain: Mutex::default() }
     }
 
     pub(crate) fn config(&self) -> &Config {
@@ -95,13 +101,15 @@ impl Transport {
         trust(url, &self.config.insecure)
     }
 
-    fn client(&self, trust: Trust) -> Result<&reqwest::Client> {
-        let slot = &self.clients[trust as usize];
+    /// `guarded` ones connect to no address of this machine.
+    fn client(&self, trust: Trust, guarded: bool) -> Result<&reqwest::Client> {
+        let slot = &self.clients[trust as usize + if guarded { 3 } else { 0 }];
         if slot.get().is_none() {
             let mut builder = reqwest::Client::builder()
                 .user_agent(concat!("knarr/", env!("CARGO_PKG_VERSION")))
                 .redirect(redirect::Policy::none())
                 .connect_timeout(self.config.timing.connect)
+                .dns_resolver(Arc::new(Resolver { names: Arc::clone(&self.names), guarded }))
                 .pool_idle_timeout(Duration::from_secs(30));
             for pem in &self.config.certificates {
                 let certificate = reqwest::Certificate::from_pem(pem)
@@ -125,17 +133,20 @@ impl Transport {
     /// not speak TLS.
     pub(crate) async fn send(&self, request: &Request, guess_scheme: bool) -> Result<Answer> {
         let mut url = request.url.clone();
+        let asked = request.sent_by.as_ref().unwrap_or(&request.url);
         let mut origin = None;
         for _ in 0..=MAX_REDIRECTS {
+            self.check_host(asked, &url)?;
             let guess = guess_scheme && origin.is_none();
             let with_credentials = origin.as_ref().is_none_or(|origin| *origin == url.origin());
-            let response = self.one(request, &mut url, with_credentials, guess).await?;
+            let guarded = self.is_guarded(asked, &url);
+            let response = self.one(request, &mut url, with_credentials, guess, guarded).await?;
             let origin = origin.get_or_insert_with(|| url.origin());
             let from_origin = *origin == url.origin();
             if !is_redirect(response.status()) || request.method == Method::POST {
                 return Ok(Answer { response, from_origin });
             }
-            url = self.next_hop(&request.url, &url, response.headers())?;
+            url = self.next_hop(&url, response.headers())?;
         }
         Err(Error::Redirect {
             host: authority(&request.url),
@@ -144,7 +155,25 @@ impl Transport {
         })
     }
 
-    fn next_hop(&self, asked: &Url, from: &Url, headers: &HeaderMap) -> Result<Url> {
+    /// Whether a URL is another's word than the user's, and that other is not on
+    /// this machine itself.
+    fn is_guarded(&self, asked: &Url, url: &Url) -> bool {
+        let host = asked.host_str().unwrap_or_default();
+        url.host_str() != asked.host_str()
+            && !is_loopback(host)
+            && !literal(host).is_some_and(|address| is_own(&address))
+            && !self.names.was_own(host)
+    }
+
+    /// Refuses what says by itself that it is this machine; what a name means is
+    /// seen when it is connected to.
+    fn check_host(&self, asked: &Url, url: &Url) -> Result<()> {
+        let host = url.host_str().unwrap_or_default();
+        let own = is_loopback(host) || literal(host).is_some_and(|address| is_own(&address));
+        if own && self.is_guarded(asked, url) { Err(elsewhere(asked, url)) } else { Ok(()) }
+    }
+
+    fn next_hop(&self, from: &Url, headers: &HeaderMap) -> Result<Url> {
         let location =
             headers.get(LOCATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let refuse = |why| Error::Redirect {
@@ -162,11 +191,6 @@ impl Transport {
         if !url.username().is_empty() || url.password().is_some() {
             return Err(refuse("it contains credentials"));
         }
-        let host = url.host_str().unwrap_or_default();
-        let asked_host = asked.host_str().unwrap_or_default();
-        if host != asked_host && is_own(host) && !is_loopback(asked_host) {
-            return Err(refuse("a registry elsewhere has no business on this machine"));
-        }
         if url.scheme() == "http" && !self.trust(&url).plain_http() {
             return Err(refuse("plain HTTP to a host that is not configured as insecure"));
         }
@@ -179,6 +203,7 @@ impl Transport {
         url: &mut Url,
         authorization: bool,
         guess: bool,
+        guarded: bool,
     ) -> Result<Response> {
         let trust = self.trust(url);
         let key = authority(url);
@@ -190,7 +215,8 @@ impl Transport {
         if url.scheme() == "http" && !trust.plain_http() && !self.is_plain_mirror(url) {
             return Err(Error::PlainHttp { host: authority(url) });
         }
-        let first = self.exchange(request, url, trust, authorization).await;
+        let way = Way { trust, authorization, guarded };
+        let first = self.exchange(request, url, way).await;
         let no_tls = matches!(&first, Err(Failed { connect: true, .. }));
         if !(guess && known.is_none()) {
             return first.map_err(|failed| failed.error);
@@ -200,7 +226,7 @@ impl Transport {
             return first.map_err(|failed| failed.error);
         }
         *url = plain(url);
-        let second = self.exchange(request, url, trust, authorization).await;
+        let second = self.exchange(request, url, way).await;
         if second.is_ok() {
             self.remember(key, true);
         }
@@ -223,13 +249,14 @@ impl Transport {
         &self,
         request: &Request,
         url: &Url,
-        trust: Trust,
-        authorization: bool,
+        way: Way,
     ) -> std::result::Result<Response, Failed> {
-        let client = self.client(trust).map_err(|error| Failed { error, connect: false })?;
+        let client = self
+            .client(way.trust, way.guarded)
+            .map_err(|error| Failed { error, connect: false })?;
         let mut builder = client
             .request(request.method.clone(), url.clone())
-            .headers(request.headers(authorization));
+            .headers(request.headers(way.authorization));
         if let Some(form) = &request.form {
             builder = builder
                 .header("content-type", "application/x-www-form-urlencoded")
@@ -238,6 +265,10 @@ impl Transport {
         let stalled = self.config.timing.stall;
         match tokio::time::timeout(stalled, builder.send()).await {
             Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) if Forbidden::is_in(&error) => {
+                let asked = request.sent_by.as_ref().unwrap_or(&request.url);
+                Err(Failed { error: elsewhere(asked, url), connect: false })
+            }
             Ok(Err(error)) => {
                 let connect = error.is_connect();
                 let mut failed = transport(&request.method, url, reason(&error));
@@ -254,20 +285,28 @@ impl Transport {
     }
 }
 
+/// How one request is made.
+#[derive(Debug, Clone, Copy)]
+struct Way {
+    trust: Trust,
+    authorization: bool,
+    /// To no address of this machine.
+    guarded: bool,
+}
+
 struct Failed {
     error: Error,
     connect: bool,
 }
 
-/// Loopback, unspecified and link-local (cloud metadata) addresses.
-fn is_own(host: &str) -> bool {
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    let special = match bare.parse::<std::net::IpAddr>().map(|ip| ip.to_canonical()) {
-        Ok(std::net::IpAddr::V4(ip)) => ip.is_link_local() || ip.is_unspecified(),
-        Ok(std::net::IpAddr::V6(ip)) => ip.is_unicast_link_local() || ip.is_unspecified(),
-        Err(_) => false,
-    };
-    special || is_loopback(host)
+/// The address that a URL's host is, where it is no name.
+fn literal(host: &str) -> Option<std::net::IpAddr> {
+    host.trim_start_matches('[').trim_end_matches(']').parse().ok()
+}
+
+fn elsewhere(asked: &Url, url: &Url) -> Error {
+    let location = shown(url).chars().take(200).collect();
+    Error::Redirect { host: authority(asked), location, why: ELSEWHERE }
 }
 
 fn is_redirect(status: StatusCode) -> bool {
