@@ -136,16 +136,18 @@ fn is_path_component(component: &str) -> bool {
     })
 }
 
-/// A DNS name, an IPv4 address or a bracketed IPv6 address, with an optional port.
+/// A DNS name, an IPv4 address or what is bracketed like an IPv6 address, with an
+/// optional port. Whether there can be such a host and port is found when it is
+/// asked: the grammar does not say.
 fn is_domain(domain: &str) -> bool {
     let (host, port) = match domain.rsplit_once(':') {
         Some((host, port)) if !port.contains(']') => (host, Some(port)),
         _ => (domain, None),
     };
-    let port_ok =
-        port.is_none_or(|p| p.parse::<u16>().is_ok() && p.bytes().all(|c| c.is_ascii_digit()));
+    let digits = |port: &str| !port.is_empty() && port.bytes().all(|c| c.is_ascii_digit());
+    let port_ok = port.is_none_or(digits);
     let host_ok = match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
-        Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
+        Some(v6) => !v6.is_empty() && v6.bytes().all(|c| c.is_ascii_hexdigit() || c == b':'),
         None => host.split('.').all(|label| {
             !label.is_empty()
                 && !label.starts_with('-')
@@ -182,9 +184,13 @@ impl FromStr for Reference {
         let (domain, path) = match name.split_once('/') {
             Some((first, path)) if looks_like_host(first) => (first, path.to_owned()),
             Some(_) => (DEFAULT_DOMAIN, name.to_owned()),
-            None => (DEFAULT_DOMAIN, format!("{OFFICIAL}{name}")),
+            None => (DEFAULT_DOMAIN, name.to_owned()),
         };
         let domain = if domain == "index.docker.io" { DEFAULT_DOMAIN } else { domain };
+        let path = match domain == DEFAULT_DOMAIN && !path.contains('/') {
+            true => format!("{OFFICIAL}{path}"),
+            false => path,
+        };
         if !is_domain(domain) {
             return Err(ReferenceError::Format);
         }
@@ -196,7 +202,7 @@ impl FromStr for Reference {
                 ReferenceError::Format
             });
         }
-        if domain.len() + 1 + path.len() > 255 {
+        if path.len() > 255 {
             return Err(ReferenceError::TooLong);
         }
         let tag = match (tag, digest) {
@@ -286,7 +292,7 @@ mod tests {
             "a:tag:tag",
             "-a",
             "a_-_b",
-            "host:99999/x",
+            "host:/x",
             "a.b_.c/..",
             long.as_str(),
         ] {
