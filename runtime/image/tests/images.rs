@@ -11,7 +11,7 @@ use std::{fs, sync::atomic::Ordering};
 
 use evil_tar::EvilTar;
 use knarr_image::{Error, Prefer, RemoveOptions, Removed};
-use knarr_model::{WasmAbi, Workload};
+use knarr_model::{ErrorKind, Kinded as _, WasmAbi, Workload};
 use serde_json::json;
 use support::{
     Fixture, HTTP, Made, OCI_LAYER, RUN, component, config, digest, gzip, module, refused,
@@ -240,6 +240,62 @@ async fn i13_foreign_layers_are_refused() {
         "urls": ["http://169.254.169.254/latest", "file:///etc/passwd"]}]});
     fixture.fake.document("urls:1", "application/vnd.oci.image.manifest.v1+json", &manifest);
     fixture.pull("urls:1").await.unwrap();
+}
+
+/// A file system's image, as far as its superblock: EROFS has its magic number at 1024.
+fn erofs() -> Vec<u8> {
+    let mut image = vec![0; 8192];
+    image[1024..1028].copy_from_slice(&0xe0f5_e1e2_u32.to_le_bytes());
+    image
+}
+
+#[tokio::test]
+async fn i23_file_system_images_are_not_given_to_the_kernel() {
+    let fixture = Fixture::new();
+    let mounts = || fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let before = mounts();
+    let squashfs = [b"hsqs".to_vec(), vec![0; 8188]].concat();
+    for media_type in [
+        "application/vnd.erofs",
+        "application/vnd.erofs.layer.v1",
+        "application/vnd.containerd.layer.erofs",
+        "application/vnd.oci.image.layer.v1.erofs",
+        "application/vnd.oci.image.layer.v1.erofs+zstd",
+        "application/vnd.oci.image.layer.squashfs",
+        "application/vnd.oci.image.layer.v1.squashfs",
+        "application/vnd.sylabs.sif.layer.v1.squashfs",
+    ] {
+        for bytes in [erofs(), squashfs.clone()] {
+            let made = hello().raw(media_type, &bytes);
+            fixture.fake.image("disk:1", made.clone());
+            for outcome in [
+                fixture.pull("disk:1").await.map(|_| ()),
+                fixture.load(&made.layout(Some("disk:1")).finish()).await.map(|_| ()),
+            ] {
+                let error = outcome.expect_err(media_type);
+                assert_eq!(error.kind(), ErrorKind::NotSupported, "{media_type}: {error}");
+                assert!(error.to_string().contains(media_type), "{error}");
+            }
+            fixture.assert_empty();
+        }
+    }
+    // Called an archive it is read as one: refused, or an archive that ends at once.
+    for (bytes, ends) in [(erofs(), true), (squashfs, false)] {
+        let made = hello().raw("application/vnd.oci.image.layer.v1.tar", &bytes);
+        fixture.fake.image("disk:2", made);
+        match fixture.pull("disk:2").await {
+            Ok(image) => {
+                assert!(ends);
+                let layer = fixture.images.store().layer_path(image.row.layers.last().unwrap());
+                assert_eq!(fs::read_dir(layer).unwrap().count(), 0);
+            }
+            Err(error) => {
+                assert!(!ends, "{error}");
+                assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+            }
+        }
+    }
+    assert_eq!(mounts(), before);
 }
 
 #[tokio::test]

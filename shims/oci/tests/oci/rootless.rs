@@ -1,6 +1,6 @@
 //! A user without privileges, whose containers live like any.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, os::unix::process::CommandExt as _, path::Path, process::Command};
 
 use serde_json::json;
 
@@ -131,4 +131,28 @@ fn a_user_has_those_that_the_host_gives_him() {
     }
     assert_eq!(run("nobody:200000:100\n").fine(), "uid=12 gid=13 groups=14\n");
     run("nobody:300000:100\n").failed(1, "newuidmap");
+}
+
+/// The kernel's limits are those of a user namespace: lowered in one of the test's
+/// own, nobody else meets them.
+#[test]
+fn x11_a_limit_of_namespaces_is_a_clear_error_and_leaves_nothing() {
+    let mut bundle = bundle("echo alive");
+    for maps in ["uidMappings", "gidMappings"] {
+        bundle.config["linux"][maps][0]["hostID"] = json!(0);
+    }
+    bundle.write();
+    let run = |kind: &str, limit: &str| -> Done {
+        let script = "echo $2 > /proc/sys/user/max_$1_namespaces; \
+                      exec ./knarr-oci --root state run $3";
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--mount", "sh", "-ec", script, "sh"]);
+        command.args([kind, limit, &bundle.id]).current_dir(bundle.dir.path());
+        command.uid(USER).gid(USER).output().expect("unshare").into()
+    };
+    for kind in ["user", "mnt", "pid", "ipc", "uts"] {
+        run(kind, "0").failed(1, "make namespaces (too many of them)");
+        assert_eq!(fs::read_dir(bundle.path("state")).expect("state").count(), 0, "{kind}");
+        assert_eq!(run(kind, "100").fine(), "alive\n", "{kind}");
+    }
 }

@@ -1,5 +1,10 @@
 //! The same verbs on Wasm containers.
 
+use std::{
+    net::{TcpListener, TcpStream},
+    process::Stdio,
+};
+
 use knarr_harness::ImageBuilder;
 
 use crate::{world, world_of_both};
@@ -143,4 +148,50 @@ fn a_preview_1_program_is_told_its_working_directory() {
         .ok();
     assert!(own.lines().any(|line| line == "PWD=/x"), "{own}");
     assert!(!world.knarr(&["run", "--rm", "hello", "env"]).ok().contains("PWD="));
+}
+
+/// The WASI context says no, and where it says yes the namespace is the container's own.
+#[test]
+fn n13_a_wasm_program_has_the_sockets_that_it_was_granted_and_no_others() {
+    let world = world();
+    let greeter = || ImageBuilder::wasm("greeter:latest", "greeter").unwrap();
+    world.load(&greeter().docker_archive());
+    world.load(&greeter().named("exposed:latest").expose("7000/tcp").docker_archive());
+    let run = |words: &[&str]| world.knarr(&[&["run", "--rm"], words].concat());
+    // The host's own service, on its loopback.
+    let service = TcpListener::bind("127.0.0.1:7999").unwrap();
+    service.set_nonblocking(true).unwrap();
+    let unreached = || assert!(service.accept().is_err(), "somebody came");
+
+    // Without a network: no sockets at all, with and without a port that is granted.
+    for words in [
+        &["--network", "none", "exposed"][..],
+        &["--network", "none", "exposed", "127.0.0.1:7999", "boat"],
+        // With a network: no listening where no port was granted, nor on another.
+        &["greeter"],
+        &["-e", "PORT=7001", "exposed"],
+        &["-e", "PORT=7999", "-p", "7000:7000", "greeter"],
+        // The loopback is the container's own.
+        &["greeter", "127.0.0.1:7999", "boat"],
+        &["-p", "7000:7000", "greeter", "127.0.0.1:7999", "boat"],
+    ] {
+        let denied = run(words);
+        assert_eq!(denied.code, 1, "{words:?}: {} {}", denied.stdout, denied.stderr);
+        assert!(!denied.stdout.contains("listening"), "{words:?}: {}", denied.stdout);
+        unreached();
+    }
+
+    // A granted port is bound in the container's namespace and not in the host's.
+    let mut listening = world.knarr_command(&["run", "--rm", "--name", "one", "exposed"]);
+    let mut listening = listening.stdout(Stdio::piped()).spawn().unwrap();
+    world.await_output(&mut listening, "listening on 7000");
+    assert!(TcpStream::connect("127.0.0.1:7000").is_err(), "bound on the host");
+    let hosts = TcpListener::bind("127.0.0.1:7000").unwrap();
+    let address =
+        world.knarr(&["inspect", "one", "--format", "{{.NetworkSettings.IPAddress}}"]).ok();
+    let said = run(&["greeter", &format!("{address}:7000"), "boat"]).ok();
+    assert_eq!(said, "hello boat");
+    drop(hosts);
+    world.knarr(&["rm", "-f", "one"]).ok();
+    listening.wait().unwrap();
 }
