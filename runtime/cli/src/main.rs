@@ -187,6 +187,7 @@ fn understand() -> Result<Cli, ExitCode> {
 }
 
 fn main() -> ExitCode {
+    knarr_sys::without_name_services();
     end_quietly_on_broken_pipes();
     let cli = match understand() {
         Ok(cli) => cli,

@@ -28,6 +28,7 @@ use http_body_util::{
 };
 use hyper::body::{Frame, Incoming};
 use hyper_util::rt::TokioIo;
+use knarr_resolver::Resolver;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -124,7 +125,7 @@ impl Client {
     pub async fn reachable(&self) -> bool {
         match &self.host {
             Host::Unix(path) => UnixStream::connect(path).await.is_ok(),
-            Host::Tcp(address) => TcpStream::connect(address).await.is_ok(),
+            Host::Tcp(address) => connect(address).await.is_ok(),
         }
     }
 
@@ -268,14 +269,12 @@ impl Client {
     }
 
     async fn execute(&self, request: Request<Body>) -> Result<Response<Incoming>> {
-        let connect = |reason| Error::Connect { host: self.host.to_string(), reason };
+        let failed = |reason| Error::Connect { host: self.host.to_string(), reason };
         let answer = match &self.host {
             Host::Unix(path) => {
-                exchange(UnixStream::connect(path).await.map_err(connect)?, request).await
+                exchange(UnixStream::connect(path).await.map_err(failed)?, request).await
             }
-            Host::Tcp(address) => {
-                exchange(TcpStream::connect(address).await.map_err(connect)?, request).await
-            }
+            Host::Tcp(address) => exchange(connect(address).await.map_err(failed)?, request).await,
         }?;
         let status = answer.status();
         if status.is_client_error() || status.is_server_error() {
@@ -332,6 +331,12 @@ async fn read(answer: Response<Incoming>, limit: usize) -> std::result::Result<B
 
 /// No body; the type is any that serializes.
 pub const NOTHING: Option<&()> = None;
+
+/// To a host by address or name, without the C library's name services.
+async fn connect(address: &str) -> std::io::Result<TcpStream> {
+    let (host, port) = knarr_resolver::host_and_port(address)?;
+    Resolver::system().connect(host, port).await
+}
 
 async fn exchange<S>(stream: S, request: Request<Body>) -> Result<Response<Incoming>>
 where

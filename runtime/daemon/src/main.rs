@@ -30,6 +30,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use options::{Flags, Host, Settings};
 
 fn main() -> ExitCode {
+    knarr_sys::without_name_services();
     // Before anything else is made: the process that unpacks layers does nothing else.
     if std::env::args_os().nth(1).is_some_and(|word| word == settings::UNPACK) {
         return match knarr_store::work() {

@@ -17,19 +17,16 @@
 use std::{
     collections::HashMap,
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
 };
 
 use futures_util::future::BoxFuture;
-use knarr_work::Lane;
 use reqwest::{
     Url,
     dns::{Addrs, Name, Resolve, Resolving},
 };
 
-/// The system's resolver blocks for as long as name servers are silent.
-static LOOKUPS: Lane = Lane::new("knarr-lookup", 16);
 /// Hosts that users named and that are remembered.
 const REMEMBERED: usize = 1000;
 
@@ -47,8 +44,7 @@ impl Lookup for System {
     fn lookup(&self, host: &str) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> {
         let host = host.to_owned();
         Box::pin(async move {
-            let found = LOOKUPS.run(move || (host.as_str(), 0).to_socket_addrs()).await;
-            Ok(found.map_err(io::Error::other)??.map(|address| address.ip()).collect())
+            knarr_resolver::Resolver::system().lookup(&host).await.map_err(io::Error::other)
         })
     }
 }

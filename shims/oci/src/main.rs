@@ -63,6 +63,7 @@ impl<E: Into<anyhow::Error>> From<E> for Failed {
 pub(crate) type Outcome = Result<u8, Failed>;
 
 fn main() -> ExitCode {
+    knarr_sys::without_name_services();
     let words: Vec<String> =
         std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
     let (global, verb) = match args::split(&words) {

@@ -1,6 +1,12 @@
 //! `state`, `list`, `ps` and `events`: what is asked about containers.
 
-use std::{collections::HashMap, io::Write, path::Path, process::Command, time::Duration};
+use std::{
+    collections::HashMap,
+    io::{Read as _, Write as _},
+    path::Path,
+    process::Command,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use knarr_model::task::TaskStats;
@@ -12,6 +18,9 @@ use crate::{
     args::Verb,
     state::{Known, Status},
 };
+
+/// What is read of the host's passwd(5).
+const MAX_PASSWD: u64 = 4 << 20;
 
 pub(crate) fn state(global: &Global, verb: &Verb) -> Outcome {
     let known = Known::find(global, verb.container(1)?)?;
@@ -51,11 +60,21 @@ fn entry(known: &Known) -> Entry<'_> {
     }
 }
 
+/// Its name in the host's passwd(5), or its number where it has none there.
 fn owner(uid: u32) -> String {
-    match nix::unistd::User::from_uid(uid.into()) {
-        Ok(Some(user)) => user.name,
-        _ => format!("#{uid}"),
+    let mut text = Vec::new();
+    if let Ok(file) = std::fs::File::open("/etc/passwd") {
+        let _ = file.take(MAX_PASSWD).read_to_end(&mut text);
     }
+    named(&text, uid).unwrap_or_else(|| format!("#{uid}"))
+}
+
+fn named(passwd: &[u8], uid: u32) -> Option<String> {
+    passwd.split(|byte| *byte == b'\n').find_map(|line| {
+        let mut fields = std::str::from_utf8(line).ok()?.split(':');
+        let name = fields.next().filter(|name| !name.is_empty())?;
+        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
+    })
 }
 
 fn print(text: &str) -> Result<()> {
@@ -269,4 +288,19 @@ fn stats(all: &TaskStats) -> Value {
         "blkio": { "ioServiceBytesRecursive": io },
         "network_interfaces": interfaces,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn v02_owners_are_read_from_the_file_itself() {
+        let passwd = b"root:x:0:0::/root:/bin/sh\n\xff\n:x:7:7::/:\nlp:x:7:7::/:/bin/sh\n";
+        assert_eq!(named(passwd, 0).as_deref(), Some("root"));
+        assert_eq!(named(passwd, 7).as_deref(), Some("lp"));
+        assert_eq!(named(passwd, 8), None);
+        assert_eq!(owner(0), "root");
+        assert_eq!(owner(4_000_000_001), "#4000000001");
+    }
 }

@@ -81,6 +81,7 @@ const GOODBYE: Duration = Duration::from_secs(5);
 const SLOW_CLIENTS: Duration = Duration::from_secs(3600);
 
 fn main() -> ExitCode {
+    knarr_sys::without_name_services();
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -16,14 +16,15 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("knarr-sys", &[]),
     ("knarr-tree", &[]),
     ("knarr-init", &[]),
+    ("knarr-resolver", &[]),
     ("knarr-docker", &[]),
     ("knarr-netlink", &[]),
     ("knarr-work", &[]),
     ("knarr-sandbox", &["knarr-init", "knarr-model", "knarr-netlink", "knarr-sys", "knarr-tree"]),
-    ("knarr-wasm", &["knarr-model", "knarr-sys"]),
+    ("knarr-wasm", &["knarr-model", "knarr-resolver", "knarr-sys"]),
     ("knarr-state", &["knarr-model"]),
     ("knarr-store", &["knarr-model", "knarr-sys", "knarr-tree"]),
-    ("knarr-registry", &["knarr-model", "knarr-work"]),
+    ("knarr-registry", &["knarr-model", "knarr-resolver", "knarr-work"]),
     ("knarr-guest", &["knarr-model", "knarr-work"]),
     (
         "knarr-image",
@@ -66,8 +67,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "knarr-work",
         ],
     ),
-    ("knarr-client", &["knarr-docker"]),
-    ("knarr-cli", &["knarr-client", "knarr-docker", "knarr-model"]),
+    ("knarr-client", &["knarr-docker", "knarr-resolver"]),
+    ("knarr-cli", &["knarr-client", "knarr-docker", "knarr-model", "knarr-sys"]),
     // Configuration of the rooms is made where the daemon's is read.
     (
         "knarr-daemon",

@@ -1,6 +1,7 @@
 //! What an image, a container or a local user gets beyond what the operator gave: nothing.
 
 use std::{
+    collections::HashSet,
     fs,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
@@ -22,6 +23,33 @@ fn named(directory: &Path, name: &str, found: &mut Vec<PathBuf>) {
             named(&entry.path(), name, found);
         } else if entry.file_name() == name {
             found.push(entry.path());
+        }
+    }
+}
+
+/// The C library's name services begin with these functions; every program that forks has
+/// their files, but only who looks a name up has a way into them.
+#[test]
+fn v02_no_program_has_a_way_into_the_c_librarys_name_services() {
+    for program in ["knarrd", "knarr", "knarr-oci", "knarr-wasm", "containerd-shim-knarr-v1"] {
+        let bytes = fs::read(knarr_harness::bin_dir().join(program)).unwrap();
+        let strings: HashSet<&[u8]> = bytes.split(|byte| *byte == 0).collect();
+        let has = |name: &str| strings.contains(name.as_bytes());
+        assert!(has("_start"), "{program} has no table of symbols");
+        for name in [
+            "__nss_lookup",
+            "__nss_lookup_function",
+            "__nss_next2",
+            "__nss_hosts_lookup2",
+            "__nss_passwd_lookup2",
+            "__nss_group_lookup2",
+            "gaih_inet_serv",
+            "__getpwuid_r",
+            "__getpwnam_r",
+            "__getgrgid_r",
+            "__getgrnam_r",
+        ] {
+            assert!(!has(name), "{program}: {name}");
         }
     }
 }
