@@ -144,6 +144,7 @@ impl Launch {
             Op::Chdir { path, create } => root.chdir(path, create),
             Op::Bounding { keep } => identity::bounding(keep),
             Op::Identity { uid, gid } => identity::become_user(uid, gid),
+            Op::OwnUsers { proc, uid, gid } => identity::own_users(self.fd(proc)?, uid, gid),
             Op::Groups { groups } => {
                 sys!(SETGROUPS, groups.0.len() / 4, groups.0.as_ptr()).map(drop)
             }

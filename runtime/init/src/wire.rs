@@ -422,6 +422,19 @@ ops! {
         /// Four bytes each.
         groups: Bytes<'a>
     }
+    /// Enters a user namespace of its own that knows one user and one group, by the numbers that
+    /// they have outside, and becomes them. Whoever it is in there, what it owns is what that user
+    /// owns, and no capability is worth anything outside. After [`Op::Groups`]; before
+    /// [`Op::Bounding`], which begins anew. A host that has no user namespaces, or no more of
+    /// them for anybody, goes without.
+    OwnUsers = 68 {
+        /// The procfs of the host.
+        proc: Fd,
+        /// User.
+        uid: u32,
+        /// Group.
+        gid: u32
+    }
     /// Sets the capabilities of the thread.
     Capabilities = 27 {
         /// Bit set.

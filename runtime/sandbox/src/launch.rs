@@ -528,6 +528,10 @@ fn sentence(ops: &Ops, frame: Frame) -> Error {
         Op::Identity { uid, gid } => {
             Error::system(format_args!("become user {uid}, group {gid}"), errno)
         }
+        Op::OwnUsers { uid, gid, .. } => Error::system(
+            format_args!("enter a user namespace of user {uid}, group {gid} alone"),
+            errno,
+        ),
         Op::Scheduler { .. } if errno == Errno::PERM => {
             // runc's words.
             let text = format!(

@@ -6,8 +6,9 @@
 //!
 //! Compiling is the one place where a module's author chooses how much work is
 //! done: a compile bomb is no bug of the compiler. So a worker does it, which
-//! first gives away everything it does not need, goes behind everybody else, and has
-//! limits that grow with the module: a small one cannot take the time of a large one. A
+//! first gives away everything it does not need (limits, user, root, network,
+//! Landlock, nearly all system calls), goes behind everybody else, and has limits
+//! that grow with the module: a small one cannot take the time of a large one. A
 //! supervisor says in words what the worker died of, and ends it when nobody waits any
 //! more.
 
@@ -21,6 +22,7 @@ use std::{
     thread,
 };
 
+use knarr_sys::landlock::{Ruleset, Tcp};
 use nix::{
     errno::Errno,
     mount::{MsFlags, mount},
@@ -35,7 +37,11 @@ use rustix::{
 };
 use wasmtime::{Result, error::Context as _};
 
-use crate::engine::{self, Kind};
+use crate::{
+    calls,
+    confine::limit,
+    engine::{self, Kind},
+};
 
 /// The verb of the worker.
 pub(crate) const WORKER: &str = "compile-worker";
@@ -158,19 +164,21 @@ fn confine(most: Limits) -> Result<()> {
     // Not at the cost of what serves somebody. Where it is not allowed, it is not needed.
     let _ = rustix::process::nice(NICE);
     let _ = knarr_sys::work_in_background();
-    let limits = [
-        (Resource::Cpu, most.seconds, most.seconds + 5),
-        (Resource::Data, most.memory, most.memory),
-        (Resource::Fsize, MAX_CODE, MAX_CODE),
-        (Resource::Core, 0, 0),
-        (Resource::Nofile, 64, 64),
-    ];
-    for (resource, current, maximum) in limits {
-        let inherited = rustix::process::getrlimit(resource).maximum.unwrap_or(u64::MAX);
-        let limit =
-            Rlimit { current: Some(current.min(inherited)), maximum: Some(maximum.min(inherited)) };
-        rustix::process::setrlimit(resource, limit)?;
-    }
+    // The signal comes some seconds before the end, so that it can be told from others.
+    let hard = rustix::process::getrlimit(Resource::Cpu).maximum.unwrap_or(u64::MAX);
+    let cpu = |seconds: u64| Some(seconds.min(hard));
+    rustix::process::setrlimit(
+        Resource::Cpu,
+        Rlimit { current: cpu(most.seconds), maximum: cpu(most.seconds + 5) },
+    )?;
+    limit(&[
+        (Resource::Data, most.memory),
+        (Resource::Fsize, MAX_CODE),
+        (Resource::Core, 0),
+        (Resource::Nofile, 64),
+        (Resource::Memlock, 0),
+        (Resource::Msgqueue, 0),
+    ])?;
     if Uid::effective().is_root() {
         // A network without interfaces, and a root without files that nothing
         // can be reached from; then a user without rights.
@@ -192,7 +200,12 @@ fn confine(most: Limits) -> Result<()> {
             done => done?,
         }
     }
-    Ok(())
+    // Whoever started it, and wherever: no file by name, no port, no neighbour; then no
+    // system call but for reading, writing and computing.
+    if let Some(rules) = Ruleset::new(Tcp::Denied).context("cannot use Landlock")? {
+        rules.restrict().context("cannot use Landlock")?;
+    }
+    calls::confine_compiler()
 }
 
 fn become_nobody() -> nix::Result<()> {

@@ -4,11 +4,13 @@
 //! the engine derives from the user's own words; what is absent is denied.
 
 use std::{
+    fs::File,
     future::Future,
     net::SocketAddr,
     os::fd::OwnedFd,
     path::{Component, Path, PathBuf},
     pin::Pin,
+    sync::Arc,
 };
 
 use knarr_model::task::{WasmLaunch, WasmNetwork};
@@ -25,6 +27,8 @@ use wasmtime_wasi::{
     sockets::SocketAddrUse,
 };
 
+use crate::{body::Fate, names::Names, outgoing::Outgoing};
+
 /// What descriptor 3 says.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Launch {
@@ -40,6 +44,9 @@ pub(crate) struct Launch {
     /// The socket on which the guest's start is awaited, where it is.
     #[serde(default)]
     pub(crate) gate: Option<i32>,
+    /// The most descriptors, where nobody has chosen a limit.
+    #[serde(default)]
+    pub(crate) descriptors: Option<u64>,
     /// Where guest paths are found. Tests have theirs elsewhere.
     #[serde(default = "rootfs")]
     root: PathBuf,
@@ -78,7 +85,9 @@ pub(crate) struct Grants {
     cwd: String,
     /// Opened once: what is at their names by the time of a later request is not looked at.
     directories: WasiFilesystemCtx,
+    trees: Vec<(OwnedFd, bool)>,
     network: Option<WasmNetwork>,
+    names: Arc<Names>,
     files: Files,
     stdin: Stdin,
 }
@@ -140,12 +149,23 @@ impl Launch {
                 None => (variable, String::new()),
             })
             .collect();
+        let names = match &self.launch.network {
+            Some(network) => {
+                Names::new(data(&root, "etc/hosts"), data(&root, "etc/resolv.conf"), network.dns)
+            }
+            None => Names::new(None, None, false),
+        };
         Ok(Grants {
             args: self.args,
             env,
             cwd: normal(&self.cwd)?,
             directories: preopened(&directories, files)?,
+            trees: directories
+                .into_iter()
+                .map(|directory| (directory.handle, directory.access == FsPerms::ReadWrite))
+                .collect(),
             network: self.launch.network,
+            names,
             files,
             stdin,
         })
@@ -250,10 +270,32 @@ impl WasiView for Whole {
     }
 }
 
+/// A file of the container that the host reads for the guest, where it is there: what a
+/// native program of the container would find under its name.
+fn data(root: &OwnedFd, path: &str) -> Option<File> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+    knarr_sys::open_in_root(root, path, flags).ok().map(File::from)
+}
+
 impl Grants {
-    /// Whether connections may be made.
-    pub(crate) fn connects(&self) -> bool {
-        self.network.is_some()
+    /// The way to other services, where there is one.
+    pub(crate) fn outgoing(&self, fate: &Fate) -> Outgoing {
+        Outgoing::new(self.network.is_some(), fate, self.names())
+    }
+
+    /// The TCP ports that may be bound, where there is a network.
+    pub(crate) fn ports(&self) -> Option<&[u16]> {
+        self.network.as_ref().map(|network| network.listen_tcp.as_slice())
+    }
+
+    /// Each directory that was granted, and whether it may be written; once.
+    pub(crate) fn take_trees(&mut self) -> Vec<(OwnedFd, bool)> {
+        std::mem::take(&mut self.trees)
+    }
+
+    /// Who knows the addresses of names.
+    pub(crate) fn names(&self) -> Arc<Names> {
+        Arc::clone(&self.names)
     }
 
     /// What one component's instance begins with. `call` is what one call may copy, in bytes.
@@ -289,14 +331,11 @@ impl Grants {
             wasi.inherit_stdin();
         }
         if let Some(network) = self.network.clone() {
-            wasi.allow_tcp(true)
-                .allow_udp(true)
-                .allow_ip_name_lookup(network.dns)
-                .socket_addr_check(move |address, wanted| {
-                    let granted = may(&network, address, wanted);
-                    Box::pin(async move { granted })
-                        as Pin<Box<dyn Future<Output = bool> + Send + Sync>>
-                });
+            wasi.allow_tcp(true).allow_udp(true).socket_addr_check(move |address, wanted| {
+                let granted = may(&network, address, wanted);
+                Box::pin(async move { granted })
+                    as Pin<Box<dyn Future<Output = bool> + Send + Sync>>
+            });
         }
         wasi
     }

@@ -1,10 +1,12 @@
 //! What the host keeps for one instance.
 
+use std::sync::Arc;
+
 use wasmtime::{Engine, Result, Store, StoreContextMut, UpdateDeadline, component::ResourceTable};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
-use crate::{budget::Limits, outgoing::Outgoing};
+use crate::{budget::Limits, names::Names, outgoing::Outgoing};
 
 /// Files, sockets, streams and requests that one instance holds.
 const MAX_HANDLES: usize = 100_000;
@@ -15,6 +17,8 @@ pub(crate) struct Guest {
     http: WasiHttpCtx,
     table: ResourceTable,
     outgoing: Outgoing,
+    /// Who knows the addresses of names.
+    pub(crate) names: Arc<Names>,
     /// Its share of the memory.
     pub(crate) limits: Limits,
     /// Told of the time at which guests look up.
@@ -30,6 +34,7 @@ impl Guest {
         engine: &Engine,
         wasi: WasiCtx,
         outgoing: Outgoing,
+        names: Arc<Names>,
         limits: Limits,
     ) -> Store<Self> {
         let mut table = ResourceTable::new();
@@ -40,6 +45,7 @@ impl Guest {
             http: WasiHttpCtx::new(),
             table,
             outgoing,
+            names,
             limits,
             engine: engine.clone(),
             over: false,

@@ -26,12 +26,15 @@
 
 mod body;
 mod budget;
+mod calls;
 mod compile;
+mod confine;
 mod connection;
 mod engine;
 mod grants;
 mod guest;
 mod inherited;
+mod names;
 mod outgoing;
 mod random;
 mod run;
@@ -53,6 +56,7 @@ static HEAP: knarr_sys::CountedHeap = knarr_sys::CountedHeap;
 const USAGE: &str = "usage: knarr-wasm run | serve | compile | fingerprint";
 
 fn main() -> ExitCode {
+    knarr_sys::without_name_services();
     knarr_sys::give_heap_back();
     let mut arguments = std::env::args_os().skip(1);
     let verb = arguments.next().unwrap_or_default();

@@ -4,7 +4,7 @@
 //! without TLS, which is how services of one network speak. `https` is refused
 //! in words: the host has no store of certificates to trust.
 
-use std::{future::Future, io, time::Duration};
+use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
@@ -18,7 +18,10 @@ use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, time::timeout};
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
-use crate::body::{Fate, Whole};
+use crate::{
+    body::{Fate, Whole},
+    names::Names,
+};
 
 /// Where the guest sets no time limit of its own.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -33,13 +36,14 @@ const CHUNK: usize = 64 << 10;
 pub(crate) struct Outgoing {
     granted: bool,
     fate: Fate,
+    names: Arc<Names>,
 }
 
 impl Outgoing {
     /// Open where a network was granted; its requests are as whole as the instance of that
     /// fate leaves them.
-    pub(crate) fn new(granted: bool, fate: &Fate) -> Self {
-        Self { granted, fate: fate.clone() }
+    pub(crate) fn new(granted: bool, fate: &Fate, names: Arc<Names>) -> Self {
+        Self { granted, fate: fate.clone(), names }
     }
 }
 
@@ -54,13 +58,13 @@ impl WasiHttpHooks for Outgoing {
         options: Option<RequestOptions>,
         _sent: Finished,
     ) -> Box<dyn Future<Output = Answer> + Send> {
-        let granted = self.granted;
+        let (granted, names) = (self.granted, Arc::clone(&self.names));
         let request = request.map(|body| Whole::new(body, &self.fate).boxed_unsync());
         Box::new(async move {
             if !granted {
                 return Err(Error::HttpRequestDenied);
             }
-            send(request, options.unwrap_or_default()).await
+            send(request, options.unwrap_or_default(), &names).await
         })
     }
 
@@ -69,7 +73,7 @@ impl WasiHttpHooks for Outgoing {
     }
 }
 
-async fn send(mut request: Request<WasiBody>, options: RequestOptions) -> Answer {
+async fn send(mut request: Request<WasiBody>, options: RequestOptions, names: &Names) -> Answer {
     if request.uri().scheme() == Some(&Scheme::HTTPS) {
         return Err(Error::InternalError(Some(
             "https is not supported: the Wasm host speaks plain http to other services".to_owned(),
@@ -79,10 +83,9 @@ async fn send(mut request: Request<WasiBody>, options: RequestOptions) -> Answer
     let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
     let port = authority.port_u16().unwrap_or(80);
     let connecting = options.connect_timeout.unwrap_or(DEFAULT_TIMEOUT);
-    let stream = timeout(connecting, TcpStream::connect((host.as_str(), port)))
+    let stream = timeout(connecting, connect(names, &host, port))
         .await
-        .map_err(|_| Error::ConnectionTimeout)?
-        .map_err(refused)?;
+        .map_err(|_| Error::ConnectionTimeout)??;
     // The origin form: the authority is in the Host header.
     let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
     *request.uri_mut() = path.parse::<Uri>().map_err(|_| Error::HttpRequestUriInvalid)?;
@@ -107,15 +110,27 @@ async fn send(mut request: Request<WasiBody>, options: RequestOptions) -> Answer
     ))
 }
 
+/// To the first address of a host that takes the connection.
+async fn connect(names: &Names, host: &str, port: u16) -> Result<TcpStream, Error> {
+    let addresses = names.lookup(host).await.map_err(|error| Error::DnsError {
+        rcode: Some(format!("{host}: {error}")),
+        info_code: None,
+    })?;
+    let mut last = Error::DestinationNotFound;
+    for address in addresses {
+        match TcpStream::connect(SocketAddr::new(address, port)).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = refused(error),
+        }
+    }
+    Err(last)
+}
+
 fn refused(error: io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => Error::ConnectionRefused,
         io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable => {
             Error::DestinationIpUnroutable
-        }
-        // What getaddrinfo says has neither a number nor a kind.
-        _ if error.raw_os_error().is_none() => {
-            Error::DnsError { rcode: Some(error.to_string()), info_code: None }
         }
         _ => Error::Connect(error),
     }

@@ -13,12 +13,13 @@ use wasmtime_wasi::{I32Exit, p1::WasiP1Ctx};
 use crate::{
     body::Fate,
     budget::{Budget, Division, Limits},
+    calls,
+    confine::confine,
     engine::{self, Kind},
     grants::{Files, Grants, Launch, Stdin},
     guest::Guest,
     inherited::{Code, Gate, Inherited},
-    outgoing::Outgoing,
-    signals,
+    names, signals,
 };
 
 /// The program cannot be started.
@@ -29,14 +30,16 @@ const TRAPPED: u8 = 134;
 /// Runs a command; the code that the process is to exit with.
 pub(crate) fn run() -> Result<u8> {
     let inherited = Inherited::take()?;
-    signals::on_ending(|signal| signals::exit(signal)).context("cannot wait for signals")?;
     let (text, code) = inherited.launch()?;
     let launch = Launch::parse(&text)?;
     code.is(launch.launch.identity.as_ref())?;
     let budget = Budget::new(Division::alone(launch.launch.memory));
     let abi = launch.launch.abi;
     let gate = Gate::take(launch.gate)?;
-    let grants = launch.grants(Files::Here, Stdin::Inherited)?;
+    let descriptors = launch.descriptors;
+    let mut grants = launch.grants(Files::Here, Stdin::Inherited)?;
+    confine(&grants.take_trees(), grants.ports(), descriptors)?;
+    signals::on_ending(|signal| signals::exit(signal)).context("cannot wait for signals")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -76,6 +79,8 @@ async fn module(
     let mut store = Store::new(&engine, Preview1 { wasi, limits: Limits::alone(budget) });
     store.limiter(|state| &mut state.limits);
     store.set_hostcall_fuel(budget.division().call);
+    module.initialize_copy_on_write_image()?;
+    calls::confine_guest(grants.ports().is_some())?;
     gate.wait()?;
     let start = async {
         let instance = linker.instantiate_async(&mut store, &module).await?;
@@ -105,9 +110,12 @@ async fn component(
     let mut store = Guest::store(
         &engine,
         grants.context(budget.division().call),
-        Outgoing::new(grants.connects(), &Fate::default()),
+        grants.outgoing(&Fate::default()),
+        grants.names(),
         Limits::alone(budget),
     );
+    component.initialize_copy_on_write_image()?;
+    calls::confine_guest(grants.ports().is_some())?;
     gate.wait()?;
     let command =
         wasmtime_wasi::p2::bindings::Command::instantiate_async(&mut store, &component, &linker);
@@ -126,9 +134,45 @@ async fn component(
 /// the grants' to say.
 pub(crate) fn linker(engine: &Engine) -> Result<wasmtime::component::Linker<Guest>> {
     let mut linker = wasmtime::component::Linker::new(engine);
-    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    wasmtime_wasi::p2::add_to_linker_proxy_interfaces_async(&mut linker)?;
+    command_interfaces(&mut linker)?;
+    names::add_to_linker(&mut linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
     Ok(linker)
+}
+
+/// What a command imports beside the interfaces of a proxy, but for name lookup: each by
+/// itself, because all of them at once bring the C library's resolver along.
+fn command_interfaces(linker: &mut wasmtime::component::Linker<Guest>) -> Result<()> {
+    use wasmtime_wasi::{
+        cli::{WasiCli, WasiCliView},
+        filesystem::{WasiFilesystem, WasiFilesystemView},
+        p2::bindings::{LinkOptions, cli, filesystem, random, sockets},
+        random::{WasiRandom, WasiRandomView},
+        sockets::{WasiSockets, WasiSocketsView},
+    };
+    filesystem::types::add_to_linker::<_, WasiFilesystem>(linker, Guest::filesystem)?;
+    filesystem::preopens::add_to_linker::<_, WasiFilesystem>(linker, Guest::filesystem)?;
+    random::insecure::add_to_linker::<_, WasiRandom>(linker, Guest::random)?;
+    random::insecure_seed::add_to_linker::<_, WasiRandom>(linker, Guest::random)?;
+    cli::exit::add_to_linker::<_, WasiCli>(linker, Guest::cli)?;
+    cli::environment::add_to_linker::<_, WasiCli>(linker, Guest::cli)?;
+    cli::terminal_input::add_to_linker::<_, WasiCli>(linker, Guest::cli)?;
+    cli::terminal_output::add_to_linker::<_, WasiCli>(linker, Guest::cli)?;
+    cli::terminal_stdin::add_to_linker::<_, WasiCli>(linker, Guest::cli)?;
+    cli::terminal_stdout::add_to_linker::<_, WasiCli>(linker, Guest::cli)?;
+    cli::terminal_stderr::add_to_linker::<_, WasiCli>(linker, Guest::cli)?;
+    sockets::tcp::add_to_linker::<_, WasiSockets>(linker, Guest::sockets)?;
+    sockets::udp::add_to_linker::<_, WasiSockets>(linker, Guest::sockets)?;
+    sockets::udp_create_socket::add_to_linker::<_, WasiSockets>(linker, Guest::sockets)?;
+    sockets::tcp_create_socket::add_to_linker::<_, WasiSockets>(linker, Guest::sockets)?;
+    sockets::instance_network::add_to_linker::<_, WasiSockets>(linker, Guest::sockets)?;
+    sockets::network::add_to_linker::<_, WasiSockets>(
+        linker,
+        &(&LinkOptions::default()).into(),
+        Guest::sockets,
+    )?;
+    Ok(())
 }
 
 fn not_started(error: &wasmtime::Error) -> u8 {

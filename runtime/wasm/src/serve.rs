@@ -53,12 +53,13 @@ use wasmtime_wasi_http::{
 use crate::{
     body::{Fate, Whole},
     budget::{Budget, Division, Limits},
+    calls,
+    confine::confine,
     connection::{Busy, HEAD, Life, Paced, Seat, Seats, Upload},
     engine::{self, Kind},
     grants::{Files, Grants, Launch, Stdin},
     guest::Guest,
     inherited::{Code, Gate, Inherited},
-    outgoing::Outgoing,
     run, signals,
     turns::Turns,
 };
@@ -87,13 +88,6 @@ const FILE_THREADS: usize = 64;
 pub(crate) fn serve() -> Result<u8> {
     let inherited = Inherited::take()?;
     let (stop, stopping) = watch::channel(false);
-    signals::on_ending(move |signal| {
-        // The second one is meant.
-        if stop.send_replace(true) {
-            signals::exit(signal);
-        }
-    })
-    .context("cannot wait for signals")?;
     let (text, code) = inherited.launch()?;
     let launch = Launch::parse(&text)?;
     code.is(launch.launch.identity.as_ref())?;
@@ -102,7 +96,20 @@ pub(crate) fn serve() -> Result<u8> {
     let Some(network) = launch.launch.network.clone() else {
         wasmtime::bail!("an HTTP component without a network cannot be reached");
     };
-    let grants = launch.grants(Files::Elsewhere, Stdin::Closed)?;
+    let ports = match network.listen_tcp {
+        ports if ports.is_empty() => vec![DEFAULT_PORT],
+        ports => ports,
+    };
+    let descriptors = launch.descriptors;
+    let mut grants = launch.grants(Files::Elsewhere, Stdin::Closed)?;
+    confine(&grants.take_trees(), Some(&ports), descriptors)?;
+    signals::on_ending(move |signal| {
+        // The second one is meant.
+        if stop.send_replace(true) {
+            signals::exit(signal);
+        }
+    })
+    .context("cannot wait for signals")?;
     let pre = load(code, budget.division())?;
     let turns = Turns::new(&budget, beginning(&pre), MAX_REQUESTS);
     let ticker = Ticker::start(pre.engine()).context("cannot start the epoch's clock")?;
@@ -121,8 +128,9 @@ pub(crate) fn serve() -> Result<u8> {
         .enable_all()
         .build()
         .context("cannot start the event loop")?;
+    calls::confine_guest(true)?;
     gate.wait()?;
-    let ended = runtime.block_on(listen(server, &network.listen_tcp, stopping));
+    let ended = runtime.block_on(listen(server, &ports, stopping));
     runtime.shutdown_background();
     ended.map(|()| 0)
 }
@@ -131,6 +139,7 @@ pub(crate) fn serve() -> Result<u8> {
 fn load(code: Code, division: &Division) -> Result<ProxyPre<Guest>> {
     let prepare = |engine: Engine, code: Code| {
         let component = code.component(&engine)?;
+        component.initialize_copy_on_write_image()?;
         ProxyPre::new(run::linker(&engine)?.instantiate_pre(&component)?)
     };
     // A pool reserves its address space at once, which a limit or a small
@@ -171,7 +180,6 @@ async fn listen(
     ports: &[u16],
     mut stopping: watch::Receiver<bool>,
 ) -> Result<()> {
-    let ports = if ports.is_empty() { &[DEFAULT_PORT] } else { ports };
     let mut listeners = JoinSet::new();
     for port in ports {
         for address in [
@@ -340,7 +348,8 @@ impl Server {
         let mut store = Guest::store(
             self.pre.engine(),
             self.grants.context(self.budget.division().call),
-            Outgoing::new(self.grants.connects(), &fate),
+            self.grants.outgoing(&fate),
+            self.grants.names(),
             limits,
         );
         let request = request.map(|body| Upload::new(body, &self.turns));

@@ -219,7 +219,7 @@ pub(crate) fn drop_privileges(
     process: &Process,
     context: &Context<'_>,
 ) -> Result<(), Error> {
-    process::drop_privileges(ops, process, context, 0, false)
+    process::drop_privileges(ops, process, context, None, 0, false)
 }
 
 fn required<T>(value: Option<T>, name: &str) -> Result<T, Error> {
@@ -315,7 +315,7 @@ fn hold(
     let_go(&mut ops, &context.style, namespaces);
     ops.push(Op::ReadOnlyMount { path: c"/" });
     ops.push(Op::Chdir { path: c"/", create: false });
-    process::drop_privileges(&mut ops, process, context, 0, true)?;
+    process::drop_privileges(&mut ops, process, context, None, 0, true)?;
     ops.push(Op::Hold {});
     Ok(ops)
 }

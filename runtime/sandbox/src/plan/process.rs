@@ -1,6 +1,6 @@
 //! The way from a prepared container to the program.
 
-use knarr_init::wire::{Bytes, Op};
+use knarr_init::wire::{Bytes, Fd, Op};
 use oci_spec::runtime::{
     IOPriorityClass, LinuxSchedulerFlag, LinuxSchedulerPolicy, PosixRlimitType, Process,
 };
@@ -120,7 +120,7 @@ pub(super) fn become_program(
     let argv = Strings::new("an argument", arguments(process)?)?;
     let env = Strings::new("the environment", environment(process, context)?)?;
     ops.push(Op::Signals {});
-    drop_privileges(ops, process, context, context.style.inherited, waits)?;
+    drop_privileges(ops, process, context, None, context.style.inherited, waits)?;
     if context.init {
         ops.push(Op::Fork {});
     }
@@ -128,13 +128,15 @@ pub(super) fn become_program(
     Ok(())
 }
 
-/// Gives up everything that the program is not to have; `keep` descriptors stay. Where it
+/// Gives up everything that the program is not to have; `keep` descriptors stay. With the
+/// host's procfs it is `alone` in a user namespace from then on. Where it
 /// `waits` to be started, it does that as late as its filter allows: who waits may need
 /// calls that the program does not.
 pub(super) fn drop_privileges(
     ops: &mut Ops,
     process: &Process,
     context: &Context<'_>,
+    alone: Option<Fd>,
     keep: u32,
     waits: bool,
 ) -> Result<(), Error> {
@@ -151,13 +153,20 @@ pub(super) fn drop_privileges(
         context.available,
         context.style.foreign,
     );
-    ops.push(Op::Bounding { keep: sets.bounding });
+    let bounding = Op::Bounding { keep: sets.bounding };
+    if alone.is_none() {
+        ops.push(bounding);
+    }
     if identity.uid != 0 {
         ops.push(Op::OwnStreams { uid: identity.uid });
     }
     if let Some(groups) = &identity.groups {
         let groups: Vec<u8> = groups.iter().flat_map(|group| group.to_ne_bytes()).collect();
         ops.push(Op::Groups { groups: Bytes(&groups) });
+    }
+    if let Some(proc) = alone {
+        ops.push(Op::OwnUsers { proc, uid: identity.uid, gid: identity.gid });
+        ops.push(bounding);
     }
     ops.push(Op::Identity { uid: identity.uid, gid: identity.gid });
     if context.bound {

@@ -2,17 +2,26 @@
 //!
 //! ```text
 //! /                 empty, read-only
-//! /etc/{hosts,hostname,resolv.conf}   read-only, where the specification binds them
 //! /rootfs           the image, read-only unless granted
 //! /rootfs/<target>  volumes and tmpfs of the specification
 //! ```
 //!
 //! Whatever the specification names is found with the image's root as `/` ([`Op::Within`]), so
-//! that a link of the image leads to the image's files and never to the jail's own. The jail's
-//! `/etc` is made before the image is there.
+//! that a link of the image leads to the image's files and never to the jail's own.
 //!
-//! No `/proc`, no `/dev`, no capabilities, no_new_privs, an allow-list of system
-//! calls. The program is `knarr-wasm` by descriptor; 3 is its launch, 4 its code.
+//! No `/proc`, no `/dev`, no `/etc`; nothing on any mount can be executed, has
+//! the rights of its owner or is a device. No capabilities, no_new_privs, an
+//! allow-list of system calls. The program is `knarr-wasm` by descriptor; 3 is its
+//! launch, 4 its code. When it has loaded that, it gives up more (`runtime/wasm`,
+//! `confine.rs` and `calls.rs`).
+//!
+//! It is alone in a user namespace that knows one user and one group: the
+//! container's, by the numbers that they have on the host. So what it writes to a
+//! volume belongs to whom it would belong in a native container, and what a native
+//! container of that user wrote can be read; but neither root of that namespace nor
+//! any capability in it is worth anything outside. An own range of numbers for each
+//! container would need a mapped mount of the root filesystem, which an overlay
+//! cannot have. A container whose engine is in a user namespace itself stays in that.
 
 use std::path::Path;
 
@@ -21,7 +30,7 @@ use knarr_model::{
     WasmAbi,
     task::{WASM_ANNOTATION, WasmLaunch},
 };
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{PosixRlimitType, Process, Spec};
 use serde::Serialize;
 
 use super::{
@@ -30,7 +39,7 @@ use super::{
 };
 use crate::{
     Error, Failure,
-    ops::{Bind, Ops, Strings, Wish},
+    ops::{Ops, Strings, Wish},
 };
 
 /// What `knarr-wasm` reads from descriptor 3.
@@ -41,13 +50,18 @@ struct Message<'a> {
     env: &'a [String],
     cwd: &'a Path,
     terminal: bool,
+    /// The most descriptors it is to have, where nobody has said.
+    descriptors: Option<u64>,
     /// The socket on which it is told to begin: the host program is started
     /// ahead, so that it is ready when the network is.
     gate: Option<i32>,
 }
 
-/// Files of `/etc` that the jail has.
-const ETC: [&str; 3] = ["/etc/resolv.conf", "/etc/hosts", "/etc/hostname"];
+/// Descriptors of a host whose specification does not limit them: what a thousand
+/// connections and their files need, several times.
+const DESCRIPTORS: u64 = 16_384;
+/// What entering a user namespace and choosing who is in it takes: SETGID, SETUID, SETFCAP.
+const CHOOSING: u64 = 1 << 6 | 1 << 7 | 1 << 31;
 
 /// The launch in the annotation, where there is one.
 pub(super) fn launch_of(spec: &Spec) -> Result<Option<WasmLaunch>, Error> {
@@ -74,6 +88,7 @@ pub(super) fn create(
         env: process.env().as_deref().unwrap_or_default(),
         cwd: process.cwd(),
         terminal: context.terminal.is_some(),
+        descriptors: (!limits_descriptors(process)).then_some(DESCRIPTORS),
         gate: ahead.then_some(SOCKET_FD),
     });
     let message = message.map_err(|error| Error::system("encode the wasm launch", error))?;
@@ -85,6 +100,8 @@ pub(super) fn create(
     ops.wish(Wish::Data(message));
     ops.wish(Wish::File(launch.code.clone()));
     let program = ops.wish(Wish::File(launch.host.clone()));
+    let chooses = !context.style.owned(namespaces) && context.available & CHOOSING == CHOOSING;
+    let alone = chooses.then(|| ops.wish(Wish::File("/proc".into())));
 
     if namespaces.shares_mounts || namespaces.has(kinds::USER) {
         let text = "a wasm container needs a mount namespace, and no user namespace, of its own";
@@ -93,7 +110,6 @@ pub(super) fn create(
     join_cgroups(&mut ops, context);
     labels(&mut ops, process)?;
     enter(&mut ops, namespaces, None, Wish::Empty { mode: 0o755 }, &context.style, "")?;
-    etc(&mut ops, spec)?;
     let fd = ops.wish(Wish::Root);
     ops.push(Op::Attach { fd, target: c"/rootfs" });
     let granted =
@@ -106,6 +122,15 @@ pub(super) fn create(
     ops.push(Op::Within { path: c"" });
     names(&mut ops, spec, namespaces)?;
     let_go(&mut ops, &context.style, namespaces);
+    let attributes =
+        knarr_sys::MountAttr::NOSUID | knarr_sys::MountAttr::NODEV | knarr_sys::MountAttr::NOEXEC;
+    ops.push(Op::SetMount {
+        target: c"/",
+        recursive: true,
+        set: attributes,
+        clear: 0,
+        propagation: 0,
+    });
     ops.push(Op::ReadOnlyMount { path: c"/" });
     ops.push(Op::Chdir { path: c"/", create: false });
     if context.terminal.is_some() {
@@ -123,7 +148,7 @@ pub(super) fn create(
     // came before.
     let mut bare = process.clone();
     bare.set_capabilities(None).set_no_new_privileges(Some(true));
-    steps::drop_privileges(&mut ops, &bare, context, 2, false)?;
+    steps::drop_privileges(&mut ops, &bare, context, alone, 2, false)?;
     if ahead {
         ops.push(Op::KeepSocket {});
     }
@@ -137,24 +162,9 @@ pub(super) fn create(
     Ok(ops)
 }
 
-/// The files that the host program looks names up with, at their usual place in the jail.
-fn etc(ops: &mut Ops, spec: &Spec) -> Result<(), Error> {
-    for mount in spec.mounts().iter().flatten() {
-        let destination = mount.destination();
-        if ETC.iter().any(|file| destination == Path::new(file))
-            && let Some(source) = mount.source()
-        {
-            let bind = Bind {
-                source: source.clone(),
-                recursive: false,
-                attributes: (knarr_sys::MountAttr::RDONLY, 0),
-                deep_attributes: (0, 0),
-                propagation: (super::MS_PRIVATE, true),
-            };
-            mounts::attach(ops, bind, destination)?;
-        }
-    }
-    Ok(())
+fn limits_descriptors(process: &Process) -> bool {
+    let mut limits = process.rlimits().iter().flatten();
+    limits.any(|limit| limit.typ() == PosixRlimitType::RlimitNofile)
 }
 
 /// Binds and tmpfs of the specification in the image's root; what a native container needs for

@@ -1,5 +1,6 @@
 //! Rules by name: Docker's JSON and OCI's structure in one form.
 
+use knarr_sys::seccomp::{ALLOW, Condition, ERRNO, KILL_PROCESS, Operator};
 use oci_spec::runtime::{
     Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompOperator, LinuxSyscall,
 };
@@ -13,30 +14,6 @@ pub(super) enum Abi {
     X86_64,
     X32,
     I386,
-}
-
-/// How an argument is compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Condition {
-    pub(super) index: u8,
-    pub(super) operator: Operator,
-    pub(super) value: u64,
-    /// For [`Operator::Masked`] `value` is the mask and this what is left.
-    pub(super) second: u64,
-    /// Only the low half counts, as for the kernel where the argument is an int.
-    pub(super) narrow: bool,
-}
-
-/// The comparisons that there are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Operator {
-    Equal,
-    NotEqual,
-    Less,
-    LessOrEqual,
-    Greater,
-    GreaterOrEqual,
-    Masked,
 }
 
 /// What happens to calls of a name, if all conditions hold.
@@ -59,9 +36,7 @@ pub(super) struct Policy {
     pub(super) rules: Vec<Rule>,
 }
 
-pub(super) const KILL_PROCESS: u32 = 0x8000_0000;
 pub(super) const NOTIFY: u32 = 0x7fc0_0000;
-pub(super) const ERRNO: u32 = 0x0005_0000;
 pub(super) const EPERM: u32 = 1;
 
 fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<u32, Error> {
@@ -73,7 +48,7 @@ fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<u32, Error> 
         LinuxSeccompAction::ScmpActErrno => ERRNO | data,
         LinuxSeccompAction::ScmpActTrace => 0x7ff0_0000 | data,
         LinuxSeccompAction::ScmpActLog => 0x7ffc_0000,
-        LinuxSeccompAction::ScmpActAllow => 0x7fff_0000,
+        LinuxSeccompAction::ScmpActAllow => ALLOW,
         LinuxSeccompAction::ScmpActNotify => NOTIFY,
     })
 }

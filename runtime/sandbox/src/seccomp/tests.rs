@@ -1,3 +1,7 @@
+use knarr_sys::seccomp::{
+    ALLOW, AND, ARCH_I386, ARCH_X86_64, Condition, EQUAL, GREATER, GREATER_OR_EQUAL, JUMP,
+    KILL_PROCESS, LOAD, Operator, RETURN,
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -6,7 +10,6 @@ use crate::seccomp::{
     policy::{EPERM, Profile},
 };
 
-const ALLOW: u32 = 0x7fff_0000;
 /// Docker's fourteen capabilities.
 const CAPS: u64 = 0xa804_25fb;
 

@@ -172,3 +172,47 @@ fn w05_what_is_too_large_is_refused_before_it_is_compiled() {
     large.resize((256 << 20) + 1, 0);
     assert!(refused(&large).contains("256 MiB"));
 }
+
+#[test]
+fn w27_the_compiler_has_given_up_everything_before_it_reads() {
+    use std::{fs, io::Write as _, process::Stdio};
+    let mut supervisor = std::process::Command::new(crate::support::HOST)
+        .arg("compile")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // More than a pipe holds: when it is written, somebody has begun to read.
+    let mut stdin = supervisor.stdin.take().unwrap();
+    stdin.write_all(&vec![0; 1 << 20]).unwrap();
+    let id = supervisor.id();
+    let worker = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
+    let of = |name: &str| fs::read_to_string(format!("/proc/{}/{name}", worker.trim())).unwrap();
+    let status = of("status");
+    let zeros = "0000000000000000";
+    for line in [
+        "NoNewPrivs:\t1",
+        "Seccomp:\t2",
+        &format!("CapEff:\t{zeros}"),
+        &format!("CapPrm:\t{zeros}"),
+    ] {
+        assert!(status.contains(line), "{line}\n{status}");
+    }
+    let limits = of("limits");
+    for (name, most) in [("Max core file size", 0), ("Max open files", 64)] {
+        let line = limits.lines().find(|line| line.starts_with(name)).unwrap();
+        let hard: u64 = line[name.len()..].split_whitespace().nth(1).unwrap().parse().unwrap();
+        assert!(hard <= most, "{line}");
+    }
+    let link = |pid: &str, name: &str| fs::read_link(format!("/proc/{pid}/{name}")).unwrap();
+    if nix::unistd::geteuid().is_root() {
+        assert!(status.contains("Uid:\t65534\t65534\t65534\t65534"), "{status}");
+        assert_ne!(link(worker.trim(), "ns/net"), link("self", "ns/net"));
+        let root = fs::read_dir(format!("/proc/{}/root", worker.trim())).unwrap();
+        assert_eq!(root.count(), 0, "its root is empty");
+    }
+    drop(stdin);
+    let ended = crate::support::end(supervisor);
+    assert!(ended.stderr.contains("WebAssembly"), "{}", ended.stderr);
+}

@@ -8,5 +8,7 @@ mod evil;
 mod files;
 mod guests;
 mod http;
+mod names;
+mod owned;
 mod support;
 mod wild;

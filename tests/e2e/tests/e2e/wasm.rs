@@ -195,3 +195,53 @@ fn n13_a_wasm_program_has_the_sockets_that_it_was_granted_and_no_others() {
     world.knarr(&["rm", "-f", "one"]).ok();
     listening.wait().unwrap();
 }
+
+/// A library that says so when somebody loads it. Without a C library of its own, so that
+/// it loads wherever it is found.
+const PLANTED: &str = r#"
+__attribute__((constructor)) static void mark(void) {
+  long answer; __asm__ volatile("syscall" : "=a"(answer) : "a"(1L), "D"(2L), "S"("PLANTED\n"), "d"(8L) : "rcx", "r11", "memory");
+}
+"#;
+
+/// Fault 2: volumes whose places are links out of the image's root, filled with what the C
+/// library reads, and a guest that looks a name up.
+#[test]
+fn w27_an_image_loads_nothing_into_the_jail() {
+    let world = world();
+    let source = world.path().join("planted.c");
+    let library = world.path().join("planted.so");
+    std::fs::write(&source, PLANTED).unwrap();
+    let made = std::process::Command::new("cc")
+        .args(["-shared", "-fPIC", "-nostdlib", "-o"])
+        .args([&library, &source])
+        .status()
+        .expect("a C compiler (the linker's own)");
+    assert!(made.success());
+    let library = std::fs::read(library).unwrap();
+    // To the root itself none may lead; that one is refused or ends like the others.
+    for (number, links) in
+        [&["/etc", "/lib", "/lib64", "/usr", "/dev"][..], &["/"]].iter().enumerate()
+    {
+        let name = format!("planted:{number}");
+        let mut image = ImageBuilder::wasm(&name, "greeter")
+            .unwrap()
+            .file("/etc/nsswitch.conf", "hosts: planted\npasswd: planted\n", 0o644)
+            .directory("/dev", 0o755);
+        for place in ["/lib", "/lib64", "/usr/lib", "/lib/x86_64-linux-gnu"] {
+            image = image.file(&format!("{place}/libnss_planted.so.2"), library.clone(), 0o755);
+        }
+        let mut volumes = serde_json::Map::new();
+        for (number, link) in links.iter().enumerate() {
+            image = image.symlink(&format!("/v{number}"), link);
+            volumes.insert(format!("/v{number}"), serde_json::json!({}));
+        }
+        world.load(&image.config("Volumes", volumes.into()).docker_archive());
+        let ran = world.knarr(&["run", "--rm", &name, "nobody.invalid:1", "x"]);
+        assert_ne!(ran.code, 0, "{}", ran.stderr);
+        assert!(!ran.stderr.contains("PLANTED"), "{}", ran.stderr);
+        if number == 0 {
+            assert!(ran.stderr.contains("nobody.invalid"), "it did not look: {}", ran.stderr);
+        }
+    }
+}
