@@ -3,8 +3,10 @@
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
+use knarr_sys::{HeldProcess, ProcessStat};
 use rustix::{
     io::Errno,
     process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid},
@@ -43,23 +45,23 @@ impl Child {
     /// that number is another process's by now. It can be watched and killed,
     /// not waited for.
     pub(crate) fn of(pid: u32, start_time: u64) -> Result<Option<Self>, Error> {
-        use rustix::process::{Pid, PidfdFlags, pidfd_open};
-        let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
-        let pidfd = match pidfd_open(raw, PidfdFlags::empty()) {
-            Ok(pidfd) => pidfd,
-            Err(Errno::SRCH | Errno::INVAL) => return Ok(None),
-            Err(errno) => return Err(Error::system(format_args!("open process {pid}"), errno)),
-        };
-        // Asked after it was opened, so the number cannot have gone to another since.
-        let child = Self::new(pid, pidfd);
-        Ok((child.start_time() == start_time && !child.has_ended()).then_some(child))
+        let held = HeldProcess::of(pid, start_time)
+            .map_err(|errno| Error::system(format_args!("open process {pid}"), errno))?;
+        Ok(held.map(|held| {
+            let child = Self::new(pid, held.into_pidfd());
+            let _ = child.0.start_time.set(start_time);
+            child
+        }))
     }
 
     /// Whether it has ended, waited for or not.
     pub fn has_ended(&self) -> bool {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let mut fds = [PollFd::new(&self.0.pidfd, PollFlags::IN)];
-        !matches!(poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(0))
+        self.ends_within(Duration::ZERO)
+    }
+
+    /// Waits until it has ended, waited for or not; whether it has.
+    pub fn ends_within(&self, time: Duration) -> bool {
+        knarr_sys::ends_within(self.pidfd(), time)
     }
 
     /// Its number in our own pid namespace.
@@ -81,7 +83,10 @@ impl Child {
     /// Field 22 of `/proc/PID/stat`: start time in clock ticks since boot. To
     /// be asked before it is reaped; zero after.
     pub fn start_time(&self) -> u64 {
-        *self.0.start_time.get_or_init(|| start_time(self.pid()).unwrap_or(0))
+        *self
+            .0
+            .start_time
+            .get_or_init(|| ProcessStat::of(self.pid()).map_or(0, |stat| stat.start_time()))
     }
 
     /// Sends a signal; success where it has ended already.
@@ -139,11 +144,4 @@ impl Child {
             }
         }
     }
-}
-
-/// Field 22 of `/proc/PID/stat`; the name before it may hold anything but its
-/// own last parenthesis.
-pub(crate) fn start_time(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
 }

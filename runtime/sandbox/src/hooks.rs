@@ -29,7 +29,6 @@ use std::{
 use knarr_init::wire::Op;
 use oci_spec::runtime::{Hook, Process, Spec};
 use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
     fs::MemfdFlags,
     process::{PidfdFlags, pidfd_open},
 };
@@ -318,16 +317,8 @@ fn run_inside(
 
 /// Whether a process ends in its time; no time is as much as it wants.
 fn within(pidfd: impl std::os::fd::AsFd, seconds: Option<i64>) -> bool {
-    let time = seconds.map(|seconds| Duration::from_secs(seconds.max(0) as u64));
-    let time = time.map(|time| Timespec { tv_sec: time.as_secs() as i64, tv_nsec: 0 });
-    loop {
-        let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
-        match poll(&mut fds, time.as_ref()) {
-            Err(rustix::io::Errno::INTR) => {}
-            Ok(count) => return count > 0,
-            Err(_) => return false,
-        }
-    }
+    let time = seconds.map_or(Duration::MAX, |seconds| Duration::from_secs(seconds.max(0) as u64));
+    knarr_sys::ends_within(pidfd.as_fd(), time)
 }
 
 fn late(hook: &Hook, words: &File) -> String {

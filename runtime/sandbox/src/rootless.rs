@@ -17,19 +17,22 @@
 
 use std::{
     fs, io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
-    path::Path,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     sync::{
         OnceLock,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
 };
 
+use knarr_sys::read;
 use nix::sched::{CloneFlags, setns, unshare};
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use crate::{
-    Error, Failure, Stdio,
+    Child, Error, Failure, Stdio,
     launch::{Birth, launch},
     ops::IdMaps,
     plan::{Identity, USER},
@@ -48,7 +51,7 @@ pub fn contained() -> bool {
     static BORN: OnceLock<bool> = OnceLock::new();
     // The first one maps everybody to himself (user_namespaces(7)).
     let mapped = || {
-        let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+        let map = read::text("/proc/self/uid_map", read::SMALL).unwrap_or_default();
         map.split_ascii_whitespace().ne(["0", "0", "4294967295"])
     };
     joined() || *BORN.get_or_init(|| !rustix::process::geteuid().is_root() || mapped())
@@ -101,12 +104,15 @@ pub fn enter(spec: &mut Spec) -> Result<(), Error> {
     Ok(())
 }
 
-/// Joins the user namespace of a process, as the user who made it.
-pub fn rejoin(pid: u32) -> Result<(), Error> {
-    let path = format!("/proc/{pid}/ns/user");
+/// Joins the user namespace of a process, as the user who made it; where it has ended
+/// there is nothing to join.
+pub fn rejoin(process: &Child) -> Result<(), Error> {
+    let path = format!("/proc/{}/ns/user", process.pid());
     let namespace = fs::File::open(&path).map_err(|error| Error::system(&path, error))?;
-    let same = |a: &Path, b: &Path| fs::read_link(a).ok() == fs::read_link(b).ok();
-    if same(Path::new(&path), Path::new("/proc/self/ns/user")) {
+    let own = fs::metadata("/proc/self/ns/user").map(|own| (own.dev(), own.ino()));
+    let theirs = namespace.metadata().map(|theirs| (theirs.dev(), theirs.ino()));
+    // The number, and with it the path, may have become another's meanwhile.
+    if process.has_ended() || own.ok() == theirs.ok() {
         return Ok(());
     }
     join(namespace.as_fd())
@@ -138,6 +144,10 @@ impl IdMaps {
 pub(crate) fn neighbours(pid: u32) -> io::Result<Vec<u32>> {
     let namespace = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/pid"));
     let wanted = namespace(pid)?;
+    // Everybody's is not its own: then only it is known.
+    if fs::read_link("/proc/self/ns/pid")? == wanted {
+        return Ok(vec![pid]);
+    }
     let all = fs::read_dir("/proc")?.flatten();
     let numbers = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     Ok(numbers.filter(|pid| namespace(*pid).is_ok_and(|other| other == wanted)).collect())
@@ -146,7 +156,7 @@ pub(crate) fn neighbours(pid: u32) -> io::Result<Vec<u32>> {
 /// Who has no choice of groups has none but his own.
 pub(crate) fn identity(identity: Identity) -> Result<Identity, Error> {
     let denied = contained()
-        && fs::read_to_string("/proc/self/setgroups").is_ok_and(|text| text.trim() == "deny");
+        && read::text("/proc/self/setgroups", read::SMALL).is_ok_and(|text| text.trim() == "deny");
     if !denied {
         return Ok(identity);
     }

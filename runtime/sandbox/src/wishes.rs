@@ -3,12 +3,12 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{self, Read, Write},
+    io::{self, Write},
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
-use knarr_sys::{MountAttr, mount_setattr};
+use knarr_sys::{MountAttr, mount_setattr, read};
 use oci_spec::runtime::Spec;
 use rustix::{
     fs::{MemfdFlags, Mode, OFlags, SealFlags},
@@ -145,19 +145,16 @@ fn consented(source: &Path) -> Result<(), Error> {
     Err(Error::new(Failure::InvalidSpec, text))
 }
 
-/// The mounts of the calling thread (proc_pid_mountinfo(5)), read in as few pieces as it can be:
-/// the kernel begins anew for each.
-pub(crate) fn mountinfo() -> io::Result<String> {
-    let mut text = String::with_capacity(16 * 1024);
-    std::fs::File::open("/proc/thread-self/mountinfo")?.read_to_string(&mut text)?;
-    Ok(text)
+/// `/proc/thread-self/mountinfo` (proc_pid_mountinfo(5)): bytes, for so are its paths.
+pub(crate) fn mountinfo() -> io::Result<Vec<u8>> {
+    read::bytes("/proc/thread-self/mountinfo", read::LIST)
 }
 
 /// Whether the mount that a path lies on has peers.
 fn is_shared(path: &Path) -> io::Result<bool> {
     use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
     let id = statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID)?.stx_mnt_id.to_string();
-    let mounts = mountinfo()?;
+    let mounts = read::lossy(mountinfo()?);
     Ok(mounts.lines().any(|line| {
         let mut words = line.split(' ');
         words.next() == Some(id.as_str())
@@ -167,15 +164,44 @@ fn is_shared(path: &Path) -> io::Result<bool> {
 
 /// Where the host's procfs and sysfs are mounted, the last one first.
 pub(crate) fn kernel_mounts() -> Result<Vec<std::ffi::CString>, Error> {
-    let text = mountinfo().map_err(|error| Error::system("read the host's mounts", error))?;
-    let place = |line: &str| {
-        let (front, back) = line.split_once(" - ")?;
-        let kind = back.split(' ').next()?;
-        let place = front.split(' ').nth(4).filter(|_| matches!(kind, "proc" | "sysfs"))?;
-        let place = place.replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\");
-        std::ffi::CString::new(place).ok()
+    let mounts = mountinfo().map_err(|error| Error::system("read the host's mounts", error))?;
+    Ok(kernel_mounts_of(&mounts))
+}
+
+fn kernel_mounts_of(mounts: &[u8]) -> Vec<std::ffi::CString> {
+    let place = |line: &[u8]| {
+        let mut words = line.split(|byte| *byte == b' ');
+        let place = words.nth(4)?;
+        let kind = words.skip_while(|word| *word != b"-").nth(1)?;
+        matches!(kind, b"proc" | b"sysfs")
+            .then(|| std::ffi::CString::new(unescaped(place)).ok())
+            .flatten()
     };
-    Ok(text.lines().rev().filter_map(place).collect())
+    mounts.split(|byte| *byte == b'\n').rev().filter_map(place).collect()
+}
+
+/// A path of mountinfo: blanks, line ends and backslashes are three octal digits there.
+fn unescaped(path: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(path.len());
+    let mut rest = path;
+    while let [first, behind @ ..] = rest {
+        let octal = behind.get(..3).filter(|digits| {
+            *first == b'\\' && digits.iter().all(|digit| (b'0'..=b'7').contains(digit))
+        });
+        match octal {
+            Some(digits) => {
+                let value =
+                    digits.iter().fold(0u32, |sum, digit| sum * 8 + u32::from(digit - b'0'));
+                bytes.push(value as u8);
+                rest = &behind[3..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = behind;
+            }
+        }
+    }
+    bytes
 }
 
 /// A pair of the host's own devpts: streams for a program that sees no devpts,
@@ -264,6 +290,16 @@ pub(crate) fn plain(source: PathBuf, recursive: bool) -> Bind {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn mounts_of_procfs_are_found_at_any_path() {
+        let text = b"22 1 0:20 / / rw - ext4 /dev/a rw\n\
+            23 22 0:21 / /proc rw,nosuid shared:5 master:2 - proc proc rw\n\
+            24 22 0:22 / /a\\040b\\134\xff rw - sysfs - rw\n";
+        let found = kernel_mounts_of(text);
+        let found: Vec<&[u8]> = found.iter().map(|path| path.as_bytes()).collect();
+        assert_eq!(found, [&b"/a b\\\xff"[..], b"/proc"]);
+    }
 
     #[test]
     fn r01_memory_is_sealed() {

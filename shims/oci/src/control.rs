@@ -1,8 +1,6 @@
 //! `kill`, `delete`, `pause` and `resume`.
 
-use std::time::{Duration, Instant};
-
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use knarr_model::Signal;
 use knarr_sandbox::clean_up_after;
 use oci_spec::runtime::LinuxNamespaceType;
@@ -12,9 +10,6 @@ use crate::{
     args::Verb,
     state::{Home, Known, Missing, Status},
 };
-
-/// How long a killed process may take to go.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(crate) fn kill(global: &Global, verb: &Verb) -> Outcome {
     let known = Known::find_within(global, verb.container(2)?)?;
@@ -39,7 +34,7 @@ pub(crate) fn kill(global: &Global, verb: &Verb) -> Outcome {
         (Some(_), None) => {}
         // Whoever is meant has gone already (as runc).
         (None, None) if verb.flags.has("all") => {}
-        (Some(container), Some(signal)) if all => container.cgroup().signal(signal)?,
+        (Some(container), Some(signal)) if all => container.signal_all(signal)?,
         (Some(container), Some(signal)) => container.kill(signal)?,
         (None, Some(signal)) if all => {
             let cgroup = knarr_sandbox::cgroup_of(&known.spec, &known.home.id)?;
@@ -93,17 +88,11 @@ pub(crate) fn delete(global: &Global, verb: &Verb) -> Outcome {
 
 /// Kills it, and waits until it has ended.
 fn end(known: &Known) -> Result<()> {
-    let Some(container) = &known.container else { return Ok(()) };
-    container.kill(Signal::KILL)?;
-    container.kill_all()?;
-    let deadline = Instant::now() + PATIENCE;
-    while !container.init().has_ended() {
-        if Instant::now() > deadline {
-            bail!("container init still running");
-        }
-        std::thread::sleep(Duration::from_millis(1));
+    match &known.container {
+        // runc's words.
+        Some(container) => container.kill_all().context("container init still running"),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 pub(crate) fn pause(global: &Global, verb: &Verb, frozen: bool) -> Outcome {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use knarr_sandbox::{ExecManner, SubGroup};
-use oci_spec::runtime::{Capability, Process, ProcessBuilder, UserBuilder};
+use oci_spec::runtime::{Capability, Process, ProcessBuilder};
 
 use crate::{
     Failed, Global, Outcome,
@@ -150,13 +150,8 @@ fn user(own: &Process, flags: &Flags) -> Result<oci_spec::runtime::User> {
             text.parse().with_context(|| format!("parsing {text:?} as a user or group id"))
         };
         let gid = gid.map(number).transpose()?.unwrap_or_else(|| user.gid());
-        let groups = user.additional_gids().clone().unwrap_or_default();
-        user = UserBuilder::default()
-            .uid(number(uid)?)
-            .gid(gid)
-            .additional_gids(groups)
-            .build()
-            .map_err(|error| anyhow!("{error}"))?;
+        // The rest, its umask among it, is the container's as before.
+        user.set_uid(number(uid)?).set_gid(gid).set_username(None);
     }
     let mut groups = user.additional_gids().clone().unwrap_or_default();
     for text in flags.all("additional-gids") {

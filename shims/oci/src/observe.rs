@@ -197,7 +197,7 @@ pub(crate) fn events(global: &Global, verb: &Verb) -> Outcome {
     }
     let mut killed = container.cgroup().oom_kills();
     loop {
-        if ended_within(container.init(), interval) {
+        if container.init().ends_within(interval) {
             return Ok(0);
         }
         let now = container.cgroup().oom_kills();
@@ -222,13 +222,6 @@ struct Event<'a> {
     id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     data: Option<Value>,
-}
-
-fn ended_within(child: &knarr_sandbox::Child, time: Duration) -> bool {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let time = Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos().into() };
-    let mut fds = [PollFd::from_borrowed_fd(child.pidfd(), PollFlags::IN)];
-    matches!(poll(&mut fds, Some(&time)), Ok(1..))
 }
 
 /// `5s`, `100ms`, `1m`.

@@ -256,7 +256,7 @@ impl Known {
         let known = Self::find(global, id)?;
         match &known.container {
             Some(container) if known.record.rootless && !rustix::process::geteuid().is_root() => {
-                rootless::rejoin(container.init().pid())?;
+                rootless::rejoin(container.init())?;
                 Self::read(known.home)
             }
             _ => Ok(known),

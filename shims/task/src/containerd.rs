@@ -47,6 +47,8 @@ use containerd_shim_protos::{
     types::introspection::{RuntimeInfo, RuntimeVersion},
 };
 use knarr_model::task::{ExitRecord, InitRecord};
+use knarr_sandbox::Left;
+use knarr_sys::read;
 use sha2::{Digest as _, Sha256};
 
 use crate::{args::Caller, attach, options::Options, pod, records};
@@ -222,7 +224,7 @@ fn log() -> std::io::Result<File> {
 
 /// A shim is worth less than containerd, and more than its containers.
 fn raise_oom_score(pid: u32) {
-    let own = fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+    let own = read::text("/proc/self/oom_score_adj", read::SMALL).unwrap_or_default();
     let score = own.trim().parse::<i32>().unwrap_or_default();
     let _ = fs::write(format!("/proc/{pid}/oom_score_adj"), (score + 1).min(1000).to_string());
 }
@@ -242,7 +244,8 @@ pub(crate) fn delete(bundle: &Path) -> Result<()> {
     let init: Option<InitRecord> =
         read(records::INIT).and_then(|text| serde_json::from_slice(&text).ok());
     if let Some(init) = &init {
-        knarr_sandbox::clean_up(&init.cgroup).context("remove what the container left")?;
+        let left = Left { pid: init.pid, start_time: init.start_time, ..Left::default() };
+        knarr_sandbox::clean_up(&init.cgroup, &left).context("remove what the container left")?;
     }
     pod::remove_files(bundle);
     if let Some(address) = read(ADDRESS).and_then(|text| String::from_utf8(text).ok())

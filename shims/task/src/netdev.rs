@@ -3,17 +3,19 @@
 use std::{collections::BTreeMap, fs, os::unix::fs::MetadataExt};
 
 use knarr_model::task::InterfaceStats;
+use knarr_sys::read;
 
 /// The interfaces in the network namespace of a process, without the loopback.
 /// Empty where that namespace is our own: the host's traffic is not the
 /// container's.
-pub(crate) fn read(pid: u32) -> BTreeMap<String, InterfaceStats> {
+pub(crate) fn counters(pid: u32) -> BTreeMap<String, InterfaceStats> {
     let inode = |who: &str| fs::metadata(format!("/proc/{who}/ns/net")).map(|m| m.ino()).ok();
     let theirs = inode(&pid.to_string());
     if theirs.is_none() || theirs == inode("self") {
         return BTreeMap::new();
     }
-    parse(&fs::read_to_string(format!("/proc/{pid}/net/dev")).unwrap_or_default())
+    // Names of interfaces are the container's to choose: any bytes.
+    parse(&read::text(format!("/proc/{pid}/net/dev"), read::LIST).unwrap_or_default())
 }
 
 /// Two lines of headings, then `name: 8 numbers received, 8 numbers sent`.

@@ -312,13 +312,8 @@ impl Task {
                 self.killed.store(true, Ordering::Relaxed);
                 self.thaw();
                 self.init.streams.flow();
-                return self.with(Container::kill_all).map_err(|(_, error)| error);
             }
-            let pids = self.pids()?;
-            let children: Vec<Child> = lock(&self.execs).values().flat_map(|e| e.child()).collect();
-            for child in children.iter().filter(|child| pids.contains(&child.pid())) {
-                child.kill(signal)?;
-            }
+            return self.kill_all(signal);
         }
         process.kill(signal)?;
         if signal == Signal::KILL {
@@ -330,6 +325,23 @@ impl Task {
             }
         }
         Ok(())
+    }
+
+    /// Everybody in the container's group, and whom we started there: who has moved to
+    /// another group is found by his pidfd.
+    fn kill_all(&self, signal: Signal) -> Result<()> {
+        let pids = self.pids().unwrap_or_default();
+        let children: Vec<Child> = lock(&self.execs).values().flat_map(|e| e.child()).collect();
+        let told = children
+            .iter()
+            .filter(|child| !pids.contains(&child.pid()))
+            .try_for_each(|child| child.kill(signal));
+        let all = |container: &Container| match signal {
+            Signal::KILL => container.kill_all(),
+            other => container.signal_all(other),
+        };
+        self.with(all).map_err(|(_, error)| error)?;
+        Ok(told?)
     }
 
     fn thaw(&self) {
@@ -373,7 +385,7 @@ impl Task {
             return Err(Error::precondition(format!("container {} is not running", self.id)));
         }
         let mut stats = self.with(Container::stats).map_err(|(_, error)| error)?;
-        stats.networks = netdev::read(self.init.pid());
+        stats.networks = netdev::counters(self.init.pid());
         Ok(stats)
     }
 
@@ -465,6 +477,10 @@ impl Task {
             Life::Gone => false,
         };
         let execs: Vec<_> = lock(&self.execs).values().cloned().collect();
+        for child in execs.iter().filter_map(|exec| exec.child()) {
+            // One that has left the group, where no pid namespace ends with the first process.
+            let _ = child.kill(Signal::KILL);
+        }
         let reported = async {
             for exec in execs.iter().filter(|exec| exec.child().is_some()) {
                 let _ = exec.wait().await;

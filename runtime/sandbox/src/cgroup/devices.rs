@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use knarr_sys::BpfInstruction;
+use knarr_sys::{BpfInstruction, read};
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 
 /// One rule; later ones overrule earlier ones.
@@ -121,7 +121,7 @@ pub(crate) fn names(asked: &[LinuxDeviceCgroup]) -> Option<Vec<(String, String)>
     if rules.iter().any(|rule| rule.allow && rule.kind == 'a') {
         return None;
     }
-    let drivers = std::fs::read_to_string("/proc/devices").unwrap_or_default();
+    let drivers = read::text("/proc/devices", read::SMALL).unwrap_or_default();
     let allowed = rules.iter().filter(|rule| rule.allow);
     Some(allowed.filter_map(|rule| Some((rule.name(&drivers)?, rule.access.to_string()))).collect())
 }

@@ -2,11 +2,12 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
+use knarr_sys::read;
 use rustix::fs::{Mode, OFlags};
 
 use crate::Error;
@@ -49,7 +50,7 @@ impl Writer {
 
 /// A file's content; nothing where it does not exist.
 pub(super) fn read(file: &Path) -> Result<String, Error> {
-    match fs::read_to_string(file) {
+    match read::text(file, read::LIST) {
         Ok(text) => Ok(text),
         Err(error) if gone(&error) => Ok(String::new()),
         Err(error) => Err(Error::system(format_args!("read {}", file.display()), error)),
@@ -82,15 +83,6 @@ pub(super) fn table(file: &Path) -> BTreeMap<String, u64> {
 
 /// The processes of a group and of those below it.
 pub(super) fn pids(dir: &Path) -> Result<Vec<u32>, Error> {
-    let mut pids: Vec<u32> =
-        read(&dir.join("cgroup.procs"))?.lines().filter_map(|line| line.parse().ok()).collect();
-    let Ok(entries) = fs::read_dir(dir) else { return Ok(pids) };
-    for entry in entries.flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            pids.extend(self::pids(&entry.path())?);
-        }
-    }
-    // Zero is a process of a pid namespace that we cannot see.
-    pids.retain(|pid| *pid != 0);
-    Ok(pids)
+    knarr_sys::members(dir)
+        .map_err(|error| Error::system(format_args!("list processes of {}", dir.display()), error))
 }

@@ -6,6 +6,7 @@ use std::{
     sync::OnceLock,
 };
 
+use knarr_sys::read;
 use rustix::{fs::mkdir, io::Errno};
 
 use crate::{Error, Failure};
@@ -40,18 +41,18 @@ impl Layout {
     pub(crate) fn get() -> Result<&'static Self, Error> {
         static LAYOUT: OnceLock<Option<Layout>> = OnceLock::new();
         let layout = LAYOUT.get_or_init(|| {
-            let mounts = crate::wishes::mountinfo().ok()?;
-            let systemd = Path::new("/run/systemd/system").exists();
-            Layout::parse(&mounts, systemd)
+            let mounts = read::lossy(crate::wishes::mountinfo().ok()?);
+            Layout::parse(&mounts)
         });
         layout.as_ref().ok_or_else(|| {
             Error::new(Failure::System, "no cgroup filesystem is mounted on this host")
         })
     }
 
-    /// From `/proc/self/mountinfo`. Systemd's own hierarchy counts only where
-    /// systemd is there to look at it.
-    fn parse(mountinfo: &str, systemd: bool) -> Option<Self> {
+    /// From `/proc/self/mountinfo`. Systemd's own hierarchy of v1 counts wherever it is
+    /// mounted (as with runc): kubelet makes a pod's group there too, and takes the pod for
+    /// gone when somebody removes that because nobody is in it.
+    fn parse(mountinfo: &str) -> Option<Self> {
         let mut hierarchies: Vec<Hierarchy> = Vec::new();
         let mut unified: Option<Hierarchy> = None;
         for line in mountinfo.lines() {
@@ -79,18 +80,20 @@ impl Layout {
                         .map(str::to_owned)
                         .collect();
                     let known = hierarchies.iter().any(|other| other.controllers == controllers);
-                    let useless = controllers.iter().all(|name| name == "name=systemd") && !systemd;
-                    if !known && !useless {
+                    if !known && !controllers.is_empty() {
                         hierarchies.push(hierarchy(controllers));
                     }
                 }
                 _ => {}
             }
         }
-        match (hierarchies.is_empty(), unified) {
+        // Systemd's alone beside v2 leaves all controllers to that.
+        let named =
+            |hierarchy: &Hierarchy| hierarchy.controllers.iter().all(|one| one.contains('='));
+        match (hierarchies.iter().all(named), unified) {
             (true, Some(unified)) => Some(Self::V2(Hierarchy { unified: true, ..unified })),
-            (true, None) => None,
-            (false, unified) => Some(Self::V1 { hierarchies, unified }),
+            (true, None) if hierarchies.is_empty() => None,
+            (_, unified) => Some(Self::V1 { hierarchies, unified }),
         }
     }
 
@@ -144,7 +147,7 @@ impl Layout {
     }
 }
 
-const CONTROLLERS: [&str; 13] = [
+const CONTROLLERS: [&str; 14] = [
     "cpu",
     "cpuacct",
     "cpuset",
@@ -158,6 +161,7 @@ const CONTROLLERS: [&str; 13] = [
     "perf_event",
     "hugetlb",
     "rdma",
+    "misc",
 ];
 
 impl Hierarchy {
@@ -192,14 +196,14 @@ impl Hierarchy {
     /// A new group of cpuset has no CPUs and takes no process until it is given some; nor may
     /// it have what those above it have not been given.
     fn give_processors(&self, dir: &Path) -> io::Result<()> {
-        let has = fs::read(dir.join("cpuset.cpus"))?;
+        let has = read::bytes(dir.join("cpuset.cpus"), read::SMALL)?;
         let Some(parent) = dir.parent().filter(|_| dir != self.mount) else { return Ok(()) };
         if !has.trim_ascii().is_empty() {
             return Ok(());
         }
         self.give_processors(parent)?;
         for file in ["cpuset.cpus", "cpuset.mems"] {
-            fs::write(dir.join(file), fs::read(parent.join(file))?)?;
+            fs::write(dir.join(file), read::bytes(parent.join(file), read::SMALL)?)?;
         }
         // What is made below gets its CPUs without being asked.
         let _ = fs::write(dir.join("cgroup.clone_children"), "1");
@@ -214,7 +218,7 @@ impl Hierarchy {
         if self.unified
             && let Some(parent) = dir.parent()
         {
-            let list = |file| fs::read_to_string(parent.join(file));
+            let list = |file| read::text(parent.join(file), read::SMALL);
             let (available, enabled) =
                 (list("cgroup.controllers")?, list("cgroup.subtree_control")?);
             let enabled: Vec<&str> = enabled.split_ascii_whitespace().collect();
@@ -238,26 +242,31 @@ mod tests {
 33 30 0:29 / /sys/fs/cgroup/cpu,cpuacct rw shared:1 master:2 - cgroup cgroup rw,cpu,cpuacct
 34 30 0:30 / /sys/fs/cgroup/freezer rw - cgroup cgroup rw,freezer
 35 30 0:30 /knarr/x /mnt/copy rw - cgroup cgroup rw,freezer
+36 30 0:31 / /sys/fs/cgroup/openrc rw - cgroup openrc rw,name=openrc
 ";
 
     #[test]
     fn a_hybrid_host_is_understood() {
-        let layout = Layout::parse(HYBRID, false).expect("v1");
+        let layout = Layout::parse(HYBRID).expect("v1");
         assert_eq!(layout.main().expect("one of them").mount, Path::new("/sys/fs/cgroup/freezer"));
         assert_eq!(
             layout.with("cpuacct").map(|one| one.mount.as_path()),
             Some(Path::new("/sys/fs/cgroup/cpu,cpuacct"))
         );
         assert!(layout.unified().is_some());
-        assert_eq!(layout.hierarchies().count(), 3);
-        let watched = Layout::parse(HYBRID, true).expect("v1");
-        assert_eq!(watched.hierarchies().count(), 4);
+        // systemd's own, the controllers', and v2; not another's, nor a copy.
+        assert_eq!(layout.hierarchies().count(), 4);
+        assert!(layout.with("name=systemd").is_some());
     }
 
     #[test]
     fn a_v2_host_is_understood() {
-        let layout = Layout::parse("31 30 0:27 / /sys/fs/cgroup rw - cgroup2 none rw\n", true);
+        let layout = Layout::parse("31 30 0:27 / /sys/fs/cgroup rw - cgroup2 none rw\n");
         assert!(matches!(layout, Some(Layout::V2(_))), "{layout:?}");
-        assert_eq!(Layout::parse("", true), None);
+        let beside = "31 30 0:27 / /sys/fs/cgroup rw - cgroup2 none rw\n\
+            32 30 0:28 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd\n";
+        let layout = Layout::parse(beside);
+        assert!(matches!(layout, Some(Layout::V2(_))), "{layout:?}");
+        assert_eq!(Layout::parse(""), None);
     }
 }

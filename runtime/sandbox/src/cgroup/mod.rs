@@ -24,7 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use knarr_model::task::TaskStats;
+use knarr_model::{Signal, task::TaskStats};
 use oci_spec::runtime::LinuxResources;
 use rustix::io::Errno;
 
@@ -83,7 +83,7 @@ impl Below {
 }
 
 /// How long `kill_all` and `delete` wait for the kernel to be done.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Cgroup {
     /// Makes the group in every hierarchy. It may exist, but not with processes.
@@ -112,7 +112,7 @@ impl Cgroup {
     fn unused(&self) -> Result<(), Error> {
         let path = self.path.display();
         // runc's words.
-        let found = self.pids()?.len();
+        let found = self.pids_anywhere()?.len();
         if found > 0 {
             let text =
                 format!("container's cgroup is not empty: {found} process(es) found in {path}");
@@ -300,23 +300,25 @@ impl Cgroup {
         }
     }
 
-    /// Sends every process a signal.
-    pub fn signal(&self, signal: knarr_model::Signal) -> Result<(), Error> {
-        use rustix::process::{Pid, PidfdFlags, pidfd_open};
-        for pid in self.pids()? {
-            let Some(raw) = Pid::from_raw(pid as i32) else { continue };
-            // By descriptor, so that a real-time signal is one too.
-            let sent = pidfd_open(raw, PidfdFlags::empty()).and_then(|pidfd| {
-                knarr_sys::pidfd_send_signal(pidfd.as_fd(), i32::from(signal.number()))
-            });
-            match sent {
-                Ok(()) | Err(Errno::SRCH) => {}
-                Err(errno) => {
-                    return Err(Error::system(format_args!("send {signal} to {pid}"), errno));
-                }
-            }
+    /// Whoever is in the group in any hierarchy: a process that may write there can
+    /// leave one of them and stay in the others.
+    fn pids_anywhere(&self) -> Result<Vec<u32>, Error> {
+        let mut all = Vec::new();
+        for hierarchy in self.layout.hierarchies() {
+            all.extend(files::pids(&hierarchy.dir(&self.path))?);
         }
-        Ok(())
+        all.sort_unstable();
+        all.dedup();
+        Ok(all)
+    }
+
+    /// Sends every process a signal.
+    pub fn signal(&self, signal: Signal) -> Result<(), Error> {
+        knarr_sys::signal_members(
+            || self.pids_anywhere().map_err(io::Error::other),
+            i32::from(signal.number()),
+        )
+        .map_err(|error| Error::system(format_args!("send {signal} to all"), error))
     }
 
     /// Groups below the container's own, for a process of its own that is to be
@@ -361,22 +363,22 @@ impl Cgroup {
         let mut pause = Duration::from_micros(50);
         let at_once = self.layout.unified().map(|mount| mount.dir(&self.path).join("cgroup.kill"));
         loop {
-            let pids = self.pids()?;
-            if pids.is_empty() {
+            let left = self.pids_anywhere();
+            if left.as_ref().is_ok_and(Vec::is_empty) {
                 return Ok(());
             }
             if Instant::now() > deadline {
+                left?;
                 let text = format!("processes of cgroup {} do not die", self.path.display());
                 return Err(Error::new(Failure::System, text));
             }
-            // cgroup.kill needs Linux 5.14; it does not exist in groups below it.
-            if at_once.as_ref().is_none_or(|file| files::write(file, "1").is_err()) {
-                for pid in pids {
-                    if let Some(pid) = rustix::process::Pid::from_raw(pid as i32) {
-                        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-                    }
-                }
+            // cgroup.kill (Linux 5.14) kills whoever is in the group of v2, and says
+            // nothing of those who have left it.
+            if let Some(file) = &at_once {
+                let _ = files::write(file, "1");
             }
+            let members = || self.pids_anywhere().map_err(io::Error::other);
+            let _ = knarr_sys::signal_members(members, i32::from(Signal::KILL.number()));
             // A process frozen by v1 dies only when it thaws.
             let _ = self.resume();
             std::thread::sleep(pause);
@@ -455,10 +457,8 @@ fn remove_tree(dir: &Path, deadline: Instant) -> io::Result<()> {
         match rustix::fs::rmdir(dir) {
             Ok(()) | Err(Errno::NOENT) => return Ok(()),
             Err(Errno::BUSY | Errno::NOTEMPTY) if Instant::now() < deadline => {
-                for entry in std::fs::read_dir(dir)?.flatten() {
-                    if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                        remove_tree(&entry.path(), deadline)?;
-                    }
+                for below in knarr_sys::groups(dir).iter().skip(1).rev() {
+                    let _ = rustix::fs::rmdir(below);
                 }
                 std::thread::sleep(pause);
                 pause = (pause * 2).min(Duration::from_millis(20));

@@ -139,7 +139,7 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
     }
 
     // A profile that nobody has compiled yet is compiled meanwhile.
-    let filter = seccomp.filter(process)?;
+    let filter = seccomp.filter()?;
     let holds = hooks.as_ref().is_some_and(|hooks| hooks.holds());
     // Where hooks look for it; and where it can be found again among the host's.
     let placed = holds || namespaces.shares_mounts;

@@ -103,7 +103,7 @@ impl Container {
     pub(super) fn run_start_hooks(&self, hooks: &Hooks, process: &Process) -> Result<(), Error> {
         let root = self.root()?;
         let identity = identity(Some(root.as_fd()), process, &self.groups, self.foreign)?;
-        let filter = self.seccomp.filter_again(process, self.filter.as_ref())?;
+        let filter = self.seccomp.filter_again(self.filter.as_ref())?;
         let tasks = self.cgroup.tasks();
         let mut context = self.joining(&identity, filter.as_deref(), &tasks)?;
         context.style.no_new_keyring = true;
@@ -145,7 +145,7 @@ impl Container {
         };
         let own = self.cgroup.tasks();
         let identity = identity(Some(root.as_fd()), process, &self.groups, foreign)?;
-        let filter = self.seccomp.filter_again(process, self.filter.as_ref())?;
+        let filter = self.seccomp.filter_again(self.filter.as_ref())?;
         let tasks = below.as_ref().map_or(&own, |below| &below.tasks);
         let mut context = self.joining(&identity, filter.as_deref(), tasks)?;
         context.terminal = terminal(&stdio);

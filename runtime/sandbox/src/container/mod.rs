@@ -14,11 +14,13 @@ use knarr_model::{
     Signal,
     task::{GROUPS_ANNOTATION, InterfaceStats, TaskStats},
 };
+use knarr_sys::read;
 use oci_spec::runtime::{LinuxResources, Spec};
 use rustix::fs::{Mode, OFlags};
 
 use crate::{
     Cgroup, Child, Error, Failure,
+    cgroup::PATIENCE,
     hooks::{Hooks, Moment},
     launch::Launched,
     ops::Ops,
@@ -107,10 +109,7 @@ impl Container {
         Ok(Some(Self {
             id: id.to_owned(),
             init,
-            cgroup: match rootless::contained() {
-                true => Cgroup::open_where_it_is(&path)?,
-                false => Cgroup::open(&path)?,
-            },
+            cgroup: Cgroup::open_where_it_is(&path)?,
             unit,
             filter: None,
             seccomp: seccomp::Choice::of(spec)?,
@@ -194,9 +193,27 @@ impl Container {
         self.init.kill(signal)
     }
 
-    /// Kills every process of the container's cgroup, also when it is paused.
+    /// Sends a signal to the first process and to everybody in its cgroup.
+    pub fn signal_all(&self, signal: Signal) -> Result<(), Error> {
+        // It may have moved itself out of its group; nobody is to be told twice.
+        let told = match self.cgroup.pids()?.contains(&self.init.pid()) {
+            true => Ok(()),
+            false => self.init.kill(signal),
+        };
+        self.cgroup.signal(signal).and(told)
+    }
+
+    /// Kills the first process and every process of the container's cgroup, also when it
+    /// is paused; success means that they are dead. A group that is empty says nothing of
+    /// the first process: it may have moved itself to another one.
     pub fn kill_all(&self) -> Result<(), Error> {
-        self.cgroup.kill_all()
+        let told = self.init.kill(Signal::KILL);
+        self.cgroup.kill_all().and(told)?;
+        if self.init.ends_within(PATIENCE) {
+            return Ok(());
+        }
+        let text = format!("first process of container {} does not die", self.id);
+        Err(Error::new(Failure::System, text))
     }
 
     /// Whether it is frozen or about to be.
@@ -206,7 +223,17 @@ impl Container {
 
     /// Freezes it; success means that it is frozen.
     pub fn pause(&self) -> Result<(), Error> {
-        self.cgroup.pause()
+        self.cgroup.pause()?;
+        if self.cgroup.pids()?.contains(&self.init.pid()) || self.has_ended() {
+            return Ok(());
+        }
+        let _ = self.cgroup.resume();
+        let text = format!(
+            "the first process of container {} has moved itself to another control group, \
+             which is not the container's to pause",
+            self.id
+        );
+        Err(Error::new(Failure::NotSupported, text))
     }
 
     /// Thaws it.
@@ -218,7 +245,10 @@ impl Container {
     pub fn stats(&self) -> Result<TaskStats, Error> {
         let mut stats = self.cgroup.stats()?;
         let path = format!("/proc/{}/net/dev", self.init.pid());
-        if let Ok(text) = std::fs::read_to_string(path) {
+        // Names of interfaces are the container's to choose.
+        if let Ok(text) = read::text(path, read::LIST)
+            && !self.has_ended()
+        {
             stats.networks = text.lines().filter_map(interface).collect();
         }
         Ok(stats)
@@ -226,11 +256,22 @@ impl Container {
 
     /// Its processes, in our own pid namespace.
     pub fn pids(&self) -> Result<Vec<u32>, Error> {
-        if self.cgroup.is_anywhere() {
-            return self.cgroup.pids();
+        let first = self.init.pid();
+        let mut pids = match self.cgroup.is_anywhere() {
+            true => self.cgroup.pids()?,
+            false => rootless::neighbours(first)
+                .map_err(|error| Error::system("look for its processes", error))?,
+        };
+        if self.has_ended() {
+            // The number may be another's by now, and so may be those beside it.
+            match self.cgroup.is_anywhere() {
+                true => pids.retain(|pid| *pid != first),
+                false => pids.clear(),
+            }
+        } else if !pids.contains(&first) {
+            pids.insert(0, first);
         }
-        rootless::neighbours(self.init.pid())
-            .map_err(|error| Error::system("look for its processes", error))
+        Ok(pids)
     }
 
     /// Whether the kernel's OOM killer has killed a process of it.
@@ -248,7 +289,8 @@ impl Container {
 
     /// Kills what is left of it and removes its cgroup. Idempotent.
     pub fn delete(&self) -> Result<(), Error> {
-        let deleted = delete(&self.cgroup, self.unit.as_deref());
+        let killed = self.kill_all();
+        let deleted = killed.and(delete(&self.cgroup, self.unit.as_deref()));
         let told = self.hooks.as_ref().map(|hooks| hooks.run(Moment::Poststop, None, None));
         deleted.and(told.unwrap_or(Ok(())))
     }
@@ -282,9 +324,19 @@ pub fn cgroup_of(spec: &Spec, id: &str) -> Result<Cgroup, Error> {
 }
 
 /// Removes what a container left behind whose shim is gone: its processes and
-/// its control group. Idempotent.
-pub fn clean_up(cgroup: &Path) -> Result<(), Error> {
-    Cgroup::open(cgroup)?.delete()
+/// its control group. Idempotent. The first process is killed by number and start
+/// time as well: it may have moved itself to another group.
+pub fn clean_up(cgroup: &Path, left: &Left) -> Result<(), Error> {
+    let first = Child::of(left.pid, left.start_time)?;
+    let told = first.as_ref().map_or(Ok(()), |first| first.kill(Signal::KILL));
+    Cgroup::open(cgroup)?.delete().and(told)?;
+    match first {
+        Some(first) if !first.ends_within(PATIENCE) => {
+            let text = format!("process {} does not die", first.pid());
+            Err(Error::new(Failure::System, text))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The same for a container whose specification is known, with its poststop hooks.

@@ -8,10 +8,9 @@ use std::{collections::BTreeMap, str::FromStr};
 
 use knarr_sys::seccomp::{ERRNO, Instruction, Intervals, Outcome, X32_BIT, assemble};
 
-use super::policy::{Abi, Policy, Rule};
+use super::policy::{Abi, ENOSYS, Policy, Rule};
 use crate::{Error, Failure};
 
-const ENOSYS: u32 = 38;
 /// The kernel takes no longer programs (BPF_MAXINSNS).
 const LONGEST: usize = 4096;
 

@@ -18,7 +18,7 @@ use std::{
     sync::{Arc, LazyLock, Mutex, PoisonError},
 };
 
-use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompFilterFlag, Process, Spec};
+use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompFilterFlag, Spec};
 
 use crate::{
     Error, Failure, SECCOMP_ANNOTATION,
@@ -61,8 +61,10 @@ impl Filter {
 pub(crate) enum Choice {
     /// Everything is allowed.
     Unconfined,
-    /// Docker's profile, for the capabilities that the process has.
-    Docker,
+    /// Docker's profile, for the capabilities of the container's own process: what a
+    /// later one has beyond them opens nothing (as with runc, whose filter is the
+    /// container's).
+    Docker { capabilities: u64 },
     /// A profile of the caller's.
     Given(Box<LinuxSeccomp>),
     /// The jail of a Wasm host.
@@ -87,7 +89,12 @@ impl Choice {
             return Ok(Self::Wasm);
         }
         match annotation(spec, SECCOMP_ANNOTATION) {
-            Some("default") => return Ok(Self::Docker),
+            Some("default") => {
+                let process = spec.process().as_ref();
+                let all = process.and_then(|process| process.capabilities().as_ref());
+                let bounding = all.and_then(|all| all.bounding().as_ref());
+                return Ok(Self::Docker { capabilities: bounding.map_or(0, mask_of) });
+            }
             Some("unconfined") => return Ok(Self::Unconfined),
             Some(other) => {
                 let text = format!("annotation {SECCOMP_ANNOTATION}: {other:?} is unknown");
@@ -99,16 +106,12 @@ impl Choice {
         Ok(given.map_or(Self::Unconfined, |given| Self::Given(Box::new(given))))
     }
 
-    /// The filter of a process.
-    pub(crate) fn filter(&self, process: &Process) -> Result<Option<Arc<Filter>>, Error> {
+    /// The filter of its processes.
+    pub(crate) fn filter(&self) -> Result<Option<Arc<Filter>>, Error> {
         let key = match self {
             Self::Unconfined => return Ok(None),
             Self::Wasm => Key::Wasm,
-            Self::Docker => {
-                let bounding =
-                    process.capabilities().as_ref().and_then(|all| all.bounding().as_ref());
-                Key::Docker { capabilities: bounding.map_or(0, mask_of) }
-            }
+            Self::Docker { capabilities } => Key::Docker { capabilities: *capabilities },
             Self::Given(given) => Key::Given(
                 serde_json::to_string(given)
                     .map_err(|error| Error::system("encode the seccomp profile", error))?,
@@ -135,17 +138,15 @@ impl Choice {
         Ok(Some(filter))
     }
 
-    /// The filter of a later process: the container's own, unless the process's
-    /// capabilities make a difference.
+    /// The filter of a later process: the container's own.
     pub(crate) fn filter_again(
         &self,
-        process: &Process,
         own: Option<&Arc<Filter>>,
     ) -> Result<Option<Arc<Filter>>, Error> {
-        match (self, own) {
-            // One that was found again has not compiled its own yet.
-            (Self::Docker, _) | (_, None) => self.filter(process),
-            (_, Some(own)) => Ok(Some(own.clone())),
+        match own {
+            Some(own) => Ok(Some(own.clone())),
+            // One that was found again has not compiled it yet.
+            None => self.filter(),
         }
     }
 }

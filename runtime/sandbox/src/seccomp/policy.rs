@@ -38,6 +38,7 @@ pub(super) struct Policy {
 
 pub(super) const NOTIFY: u32 = 0x7fc0_0000;
 pub(super) const EPERM: u32 = 1;
+pub(super) const ENOSYS: u32 = 38;
 
 fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<u32, Error> {
     let data = errno.unwrap_or(EPERM) & 0xffff;
@@ -211,14 +212,35 @@ impl Profile {
                 let _ = add(&mut rules, &entry.rule);
             }
         }
+        close_other_doors(&mut rules);
         // A family of 2³² + 38 is larger than 40 for a filter and AF_ALG for the
         // kernel, which takes an int: Docker's own filter can be passed so.
-        for rule in rules.iter_mut().filter(|rule| rule.name == "socket") {
+        for rule in rules.iter_mut().filter(|rule| rule.name.starts_with("socket")) {
             rule.conditions.iter_mut().for_each(|condition| condition.narrow = true);
         }
         let default = action(self.default_action, self.default_errno_ret).unwrap_or(KILL_PROCESS);
         Policy { default, abis, rules }
     }
+}
+
+/// What the profile narrows for `socket` must hold at the other doors to the same room.
+///
+/// `socketcall` of i386 takes the family behind a pointer, which no filter can follow, so
+/// it is not there at all, as in a kernel without it: i386 has `socket` and the others as
+/// calls of their own since Linux 4.3. musl asks for those first. The C library of GNU,
+/// where it was built for older kernels (Debian's, and so Steam's), and Go know nothing
+/// but `socketcall` on i386 and make no sockets then. moby did the same for
+/// CVE-2026-31431, and lets AppArmor or SELinux refuse AF_ALG since; we cannot count on
+/// either. `socketpair` makes two of any family before it finds that they are no pair.
+fn close_other_doors(rules: &mut Vec<Rule>) {
+    let narrowed: Vec<Rule> = rules.iter().filter(|rule| rule.name == "socket").cloned().collect();
+    if narrowed.is_empty() || narrowed.iter().any(|rule| rule.conditions.is_empty()) {
+        return;
+    }
+    rules.retain(|rule| !matches!(rule.name.as_str(), "socketcall" | "socketpair"));
+    rules.extend(narrowed.into_iter().map(|rule| Rule { name: "socketpair".to_owned(), ..rule }));
+    let action = ERRNO | ENOSYS;
+    rules.push(Rule { name: "socketcall".to_owned(), action, conditions: Vec::new() });
 }
 
 /// `6.18.4-x` as `(6, 18)`.

@@ -2,6 +2,7 @@ use knarr_sys::seccomp::{
     ALLOW, AND, ARCH_I386, ARCH_X86_64, Condition, EQUAL, GREATER, GREATER_OR_EQUAL, JUMP,
     KILL_PROCESS, LOAD, Operator, RETURN,
 };
+use oci_spec::runtime::LinuxSeccomp;
 use proptest::prelude::*;
 
 use super::*;
@@ -131,6 +132,10 @@ fn r10_docker_s_profile_denies_what_it_should_on_three_abis() {
             ("socket", &[39], ALLOW),
             ("socket", &[40], no),           // AF_VSOCK
             ("socket", &[1 << 32 | 38], no), // the same for the kernel: its family is an int
+            ("socketpair", &[1], ALLOW),
+            ("socketpair", &[38], no),
+            ("socketpair", &[40], no),
+            ("socketpair", &[1 << 32 | 38], no),
             ("io_uring_setup", &[], no),
             ("keyctl", &[], no),
             ("userfaultfd", &[], no),
@@ -152,10 +157,37 @@ fn r10_docker_s_profile_denies_what_it_should_on_three_abis() {
             assert_eq!(got, wanted, "{name} {args:?} on {abi:?}");
         }
     }
+    // The second door to `socket`, whose family is behind a pointer; other calls of that
+    // number too, and whoever has every capability.
+    for capabilities in [CAPS, u64::MAX >> 23] {
+        let program = self::program(&docker(capabilities));
+        for first in [0, 1, 2, 8, 20, 1 << 32 | 1] {
+            let call = call("socketcall", Abi::I386, &[first, 0xffff_0000]);
+            assert_eq!(run(&program, &call), nosys, "socketcall {first}");
+        }
+    }
     let foreign = Call { arch: 0x4000_0028, number: 1, args: [0; 6] };
     assert_eq!(run(&program, &foreign), KILL_PROCESS);
     let newer = Call { arch: ARCH_X86_64, number: 999, args: [0; 6] };
     assert_eq!(run(&program, &newer), nosys);
+}
+
+#[test]
+fn r10_a_profile_of_the_user_s_is_followed_as_it_is_written() {
+    let given = serde_json::json!({
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"],
+        "syscalls": [
+            { "names": ["socketcall", "socketpair"], "action": "SCMP_ACT_ALLOW" },
+            { "names": ["socket"], "action": "SCMP_ACT_ALLOW",
+              "args": [{ "index": 0, "value": 40, "op": "SCMP_CMP_NE" }] },
+        ],
+    });
+    let given: LinuxSeccomp = serde_json::from_value(given).expect("a profile");
+    let program = program(&Policy::from_oci(&given).expect("a policy"));
+    assert_eq!(run(&program, &call("socketcall", Abi::I386, &[1])), ALLOW);
+    assert_eq!(run(&program, &call("socketpair", Abi::X86_64, &[40])), ALLOW);
+    assert_eq!(run(&program, &call("socket", Abi::I386, &[40])), ERRNO | EPERM);
 }
 
 #[test]

@@ -184,3 +184,56 @@ fn it_says_what_it_can_do() {
     bundle.knarr(&["checkpoint", "x"]).failed(1, "not supported");
     bundle.knarr(&["--systemd-cgroup", "list"]).failed(1, "systemd");
 }
+
+/// Names that a process can give itself, as a shell's printf writes them.
+pub(crate) const NAMES: [&str; 5] = [r"\377\376", r") R 1 (", r"a) Z 1 1 1", r"x\ny) R 9", r"(("];
+
+#[test]
+fn k10_a_process_s_name_hides_it_from_nobody() {
+    for name in NAMES {
+        // The name lasts until the next program.
+        let script = format!(
+            "printf '{name}' > /proc/self/comm; touch /named; while :; do sleep 1000; done"
+        );
+        let bundle = Bundle::script(&script);
+        assert_eq!(bundle.create().code, 0);
+        bundle.verb(&["start"]).fine();
+        bundle.until("its name", || bundle.rootfs("named").exists());
+        let state = bundle.state();
+        assert_eq!(state["status"], "running", "{name}");
+        let pid = state["pid"].as_u64().expect("pid");
+        assert!(bundle.verb(&["ps", "--format", "json"]).fine().contains(&pid.to_string()));
+        bundle.verb(&["delete"]).failed(1, "that is not stopped: running");
+        assert_eq!(bundle.knarr(&["exec", &bundle.id, "echo", "in"]).fine(), "in\n");
+        bundle.knarr(&["kill", &bundle.id, "KILL"]).fine();
+        bundle.until("its end", || bundle.status() == "stopped");
+        bundle.verb(&["delete"]).fine();
+        bundle.until("its burial", || !Path::new("/proc").join(pid.to_string()).exists());
+    }
+}
+
+#[test]
+fn k10_a_number_that_went_to_another_process_is_not_killed() {
+    let bundle = Bundle::script("sleep 1000");
+    assert_eq!(bundle.create().code, 0);
+    bundle.verb(&["start"]).fine();
+    bundle.knarr(&["kill", &bundle.id, "KILL"]).fine();
+    bundle.until("its end", || bundle.status() == "stopped");
+    // As after so many processes that the kernel begins with their numbers anew.
+    let mut stranger = std::process::Command::new("sleep").arg("1000").spawn().expect("sleep");
+    let path = bundle.path("state").join(&bundle.id).join("state.json");
+    let text = fs::read(&path).expect("state.json");
+    let mut record: Value = serde_json::from_slice(&text).expect("state.json");
+    record["pid"] = json!(stranger.id());
+    for start in [record["startTime"].clone(), json!(0)] {
+        record["startTime"] = start;
+        fs::write(&path, record.to_string()).expect("state.json");
+        assert_eq!(bundle.status(), "stopped");
+        bundle.knarr(&["kill", &bundle.id, "KILL"]).failed(1, "container not running");
+        bundle.verb(&["exec", "--cwd", "/"]).failed(255, "stopped");
+    }
+    bundle.verb(&["delete", "--force"]).fine();
+    assert!(stranger.try_wait().expect("wait").is_none(), "the stranger lives");
+    stranger.kill().expect("kill");
+    stranger.wait().expect("wait");
+}

@@ -156,3 +156,18 @@ fn x11_a_limit_of_namespaces_is_a_clear_error_and_leaves_nothing() {
         assert_eq!(run(kind, "100").fine(), "alive\n", "{kind}");
     }
 }
+
+#[test]
+fn k10_a_user_s_container_dies_with_its_deletion_whatever_it_calls_itself() {
+    for name in crate::life::NAMES {
+        let bundle = self::bundle(&format!(
+            "printf '{name}' > /proc/self/comm; touch /tmp/named; while :; do sleep 1000; done"
+        ));
+        assert_eq!(bundle.create().code, 0);
+        bundle.verb(&["start"]).fine();
+        bundle.until("its name", || bundle.rootfs("tmp/named").exists());
+        let pid = bundle.state()["pid"].as_u64().expect("pid");
+        bundle.verb(&["delete", "--force"]).fine();
+        bundle.until("its end", || !Path::new("/proc").join(pid.to_string()).exists());
+    }
+}
