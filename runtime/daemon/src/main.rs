@@ -29,6 +29,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use options::{Flags, Host, Settings};
 
+/// Of the daemon itself; what it starts has the usual one.
+const OOM_SCORE: i32 = -500;
+
 fn main() -> ExitCode {
     knarr_sys::without_name_services();
     // Before anything else is made: the process that unpacks layers does nothing else.
@@ -71,6 +74,14 @@ fn run(flags: &Flags) -> Result<()> {
     // Whoever started us may have said that everybody may write what we make, or that
     // nobody may read it: as dockerd, neither.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    // Docker's score: containers are to be killed before the daemon when memory runs out.
+    match knarr_sys::lower_oom_score(OOM_SCORE) {
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            tracing::info!("oom_score_adj stays as it is: {OOM_SCORE} needs CAP_SYS_RESOURCE");
+        }
+        Err(error) => tracing::warn!(%error, "set oom_score_adj to {OOM_SCORE}"),
+        Ok(()) => {}
+    }
     // The starter's pipe, and whatever else was left open, is not for shims.
     knarr_sys::close_on_exec(3).context("mark inherited descriptors")?;
     // One thread of control: what blocks has threads of its own, few and small,

@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use knarr_sys::{ProcessStat, read};
 
 /// Tells the service manager, where there is one.
 pub(crate) fn notify(state: &str) {
@@ -51,7 +52,7 @@ impl PidFile {
     /// Writes it, unless the daemon that it names still runs.
     pub(crate) fn write(path: &Path) -> Result<Self> {
         if let Some(pid) =
-            fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u32>().ok())
+            read::text(path, read::SMALL).ok().and_then(|text| text.trim().parse::<u32>().ok())
         {
             ensure!(
                 pid == std::process::id() || !is_daemon(pid),
@@ -70,7 +71,7 @@ impl PidFile {
 
 /// A process of that number is one of us: numbers are used again after a crash.
 fn is_daemon(pid: u32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "knarrd")
+    ProcessStat::of(pid).is_ok_and(|stat| stat.name() == b"knarrd")
 }
 
 impl Drop for PidFile {

@@ -84,7 +84,7 @@ fn unix(path: &Path, group: Option<&str>) -> Result<UnixListener> {
 
 /// The group that was asked for, or one that is there for this purpose.
 fn group_id(asked: Option<&str>) -> Result<Option<u32>> {
-    let groups = fs::read_to_string("/etc/group").unwrap_or_default();
+    let groups = knarr_sys::read::text("/etc/group", knarr_sys::read::LIST).unwrap_or_default();
     match asked {
         Some(name) => {
             let found = name.parse().ok().or_else(|| find_group(&groups, name));

@@ -10,7 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use knarr_model::task::InitRecord;
+use knarr_sys::HeldProcess;
+
 const MOUNT: &str = "/sys/fs/cgroup";
+/// SIGKILL.
+const KILL: i32 = 9;
 /// S2: detected and killed within two seconds.
 const PATIENCE: Duration = Duration::from_millis(1500);
 
@@ -39,43 +44,43 @@ fn directories(path: &str) -> Vec<PathBuf> {
     all
 }
 
-fn processes(directory: &Path) -> Vec<i32> {
-    let mut all: Vec<i32> = fs::read_to_string(directory.join("cgroup.procs"))
-        .unwrap_or_default()
-        .lines()
-        .filter_map(|line| line.parse().ok())
-        .collect();
-    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            all.extend(processes(&entry.path()));
-        }
-    }
-    all
-}
-
-/// Ends everything in it, and answers whether it is empty now. Blocks.
-pub(crate) fn kill(path: &str) -> bool {
+/// Ends everything in it, and the container's first process wherever that has moved
+/// itself; answers whether all of them are dead. Blocks.
+pub(crate) fn kill(path: &str, first: Option<&InitRecord>) -> bool {
     let directories = directories(path);
     let begun = Instant::now();
+    // An empty group says nothing of a process that left it.
+    let held = first.map(|first| HeldProcess::of(first.pid, first.start_time));
+    let (held, unknown) = match held {
+        Some(Ok(held)) => (held, false),
+        Some(Err(_)) => (None, true),
+        None => (None, false),
+    };
+    let members = || -> io::Result<Vec<u32>> {
+        let mut all = Vec::new();
+        for directory in &directories {
+            all.extend(knarr_sys::members(directory)?);
+        }
+        Ok(all)
+    };
     loop {
-        let mut left = BTreeSet::new();
+        if let Some(held) = &held {
+            let _ = held.kill();
+        }
         for directory in &directories {
             // v2 does it at once, and nothing can fork away.
             let _ = fs::write(directory.join("cgroup.kill"), "1");
             let _ = fs::write(directory.join("cgroup.freeze"), "0");
-            left.extend(processes(directory));
         }
-        for pid in &left {
-            if let Some(pid) = rustix::process::Pid::from_raw(*pid) {
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-            }
-        }
+        let _ = knarr_sys::signal_members(members, KILL);
         for directory in &directories {
             // v1: frozen processes die only when they thaw.
             let _ = fs::write(directory.join("freezer.state"), "THAWED");
         }
-        if left.is_empty() {
-            return true;
+        if members().is_ok_and(|all| all.is_empty())
+            && held.as_ref().is_none_or(HeldProcess::has_ended)
+        {
+            return !unknown;
         }
         if begun.elapsed() > PATIENCE {
             return false;
@@ -104,15 +109,15 @@ pub(crate) fn remove_empty(path: &str) {
 }
 
 fn remove_tree(directory: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(directory)?.flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_tree(&entry.path())?;
-        }
+    let mut outcome = Ok(());
+    // Those below go first; the last word is the group's own.
+    for group in knarr_sys::groups(directory).iter().rev() {
+        outcome = match fs::remove_dir(group) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        };
     }
-    match fs::remove_dir(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
+    outcome
 }
 
 #[cfg(test)]

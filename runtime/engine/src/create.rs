@@ -323,7 +323,7 @@ pub(crate) fn to_json(value: &impl serde::Serialize) -> Result<serde_json::Value
 }
 
 /// A small file of a container that every user of it may read.
-pub(crate) fn write_public(path: &Path, text: &str) -> Result<()> {
+pub(crate) fn write_public(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
     use std::os::unix::fs::OpenOptionsExt;
     std::fs::OpenOptions::new()
         .write(true)
@@ -331,7 +331,7 @@ pub(crate) fn write_public(path: &Path, text: &str) -> Result<()> {
         .truncate(true)
         .mode(0o644)
         .open(path)
-        .and_then(|mut file| std::io::Write::write_all(&mut file, text.as_bytes()))
+        .and_then(|mut file| std::io::Write::write_all(&mut file, content.as_ref()))
         .map_err(|error| Error::io(format!("write {}", path.display()), error))
 }
 

@@ -332,7 +332,9 @@ impl Engine {
             "env": env,
             "cwd": cwd,
             "capabilities": capabilities::of_exec(&container, spec.privileged || container.security.privileged, user, &self.0.host)?,
-            "noNewPrivileges": container.security.no_new_privileges && !spec.privileged,
+            // What the container has given up for good, no exec has (as moby, which takes the
+            // container's own process and changes its capabilities only).
+            "noNewPrivileges": container.security.no_new_privileges,
         });
         if let Some(profile) = oci::apparmor(&container.security, &self.0.host) {
             process["apparmorProfile"] = profile.into();

@@ -2,6 +2,8 @@
 
 use std::{fs, path::Path};
 
+use knarr_sys::read;
+
 use crate::{oci::Host, seccomp, view::Info};
 
 /// What the specification's generator must know.
@@ -19,7 +21,7 @@ pub(crate) fn probe() -> Host {
         .filter(|path| path.exists())
         .map(|path| path.display().to_string())
         .collect();
-    let last_capability = fs::read_to_string("/proc/sys/kernel/cap_last_cap")
+    let last_capability = read::text("/proc/sys/kernel/cap_last_cap", read::SMALL)
         .ok()
         .and_then(|text| text.trim().parse().ok())
         .unwrap_or_default();
@@ -35,12 +37,13 @@ pub(crate) fn probe() -> Host {
 
 /// Whether the kernel confines by AppArmor profiles.
 pub(crate) fn apparmor() -> bool {
-    fs::read("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with(b"Y"))
+    read::bytes("/sys/module/apparmor/parameters/enabled", read::SMALL)
+        .is_ok_and(|text| text.starts_with(b"Y"))
 }
 
 /// Complement of this process's bounding set (proc_pid_status(5)).
 fn lacking() -> u64 {
-    fs::read_to_string("/proc/self/status")
+    read::text("/proc/self/status", read::SMALL)
         .ok()
         .and_then(|text| {
             let line = text.lines().find_map(|line| line.strip_prefix("CapBnd:"))?;
@@ -54,7 +57,7 @@ pub(crate) fn kernel() -> String {
 }
 
 fn first_line(path: &str) -> String {
-    fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default()
+    read::text(path, read::SMALL).map(|text| text.trim().to_owned()).unwrap_or_default()
 }
 
 /// 2 where the unified hierarchy is all there is.
@@ -77,7 +80,7 @@ pub(crate) fn boot_id() -> String {
 
 /// Memory of the host in bytes.
 pub(crate) fn memory() -> u64 {
-    fs::read_to_string("/proc/meminfo")
+    read::text("/proc/meminfo", read::SMALL)
         .ok()
         .and_then(|text| {
             let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
@@ -95,7 +98,7 @@ pub(crate) fn cpus() -> u32 {
 /// CPU time of the host since boot in nanoseconds, idle time included: the sum
 /// of the first line of /proc/stat (moby `daemon/stats/collector_unix.go`).
 pub(crate) fn cpu_time() -> u64 {
-    let Ok(text) = fs::read_to_string("/proc/stat") else { return 0 };
+    let Ok(text) = read::text("/proc/stat", read::LIST) else { return 0 };
     let ticks: u64 = text
         .lines()
         .next()
@@ -116,7 +119,7 @@ pub(crate) fn clock_ticks() -> u64 {
 
 /// The host's part of [`Info`].
 pub(crate) fn info() -> Info {
-    let os_release = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let os_release = read::text("/etc/os-release", read::SMALL).unwrap_or_default();
     let operating_system = os_release
         .lines()
         .find_map(|line| line.strip_prefix("PRETTY_NAME="))

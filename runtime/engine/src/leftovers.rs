@@ -18,7 +18,7 @@ pub(crate) type Stranger = (ContainerId, u32);
 
 impl Engine {
     /// Removes bundles of what does not run; answers who runs and is unknown.
-    pub(crate) async fn sweep_bundles(&self) -> Vec<Stranger> {
+    pub(crate) async fn sweep_bundles(&self, same_boot: bool) -> Vec<Stranger> {
         let known: BTreeSet<ContainerId> =
             self.all().into_iter().map(|container| container.id.clone()).collect();
         let (mut strangers, mut notices) = (Vec::new(), Vec::new());
@@ -27,7 +27,7 @@ impl Engine {
             if known.contains(&id) {
                 continue;
             }
-            if let Some(pid) = self.sweep_bundle(&id).await {
+            if let Some(pid) = self.sweep_bundle(&id, same_boot).await {
                 notices.push(format!(
                     "container {id} runs (process {pid}) and nothing else is known of it"
                 ));
@@ -39,7 +39,7 @@ impl Engine {
     }
 
     /// Removes one bundle, unless its container runs: then answers its process.
-    async fn sweep_bundle(&self, id: &ContainerId) -> Option<u32> {
+    async fn sweep_bundle(&self, id: &ContainerId, same_boot: bool) -> Option<u32> {
         let bundle = self.bundle(id);
         let record: Option<InitRecord> = read_json(&bundle.join("init.json"));
         if let Some(shim) = self.find_shim(&bundle, record.as_ref()).await {
@@ -60,7 +60,7 @@ impl Engine {
             _ => format!("/{}/{id}", self.0.config.cgroup_parent.trim_matches('/')),
         };
         let swept = tokio::task::spawn_blocking(move || {
-            cgroup::kill(&path);
+            cgroup::kill(&path, record.as_ref().filter(|_| same_boot));
             cgroup::remove(&path)
         })
         .await;

@@ -1,12 +1,15 @@
 //! What a running container does and uses: `top`, `stats`, `update`.
 
-use std::{collections::HashMap, fs};
+use std::collections::{HashMap, HashSet};
+
+use knarr_sys::{ProcessStat, read};
+use knarr_work::WALKS;
 
 use crate::{
     Error, Result,
     create::check_resources,
     engine::Engine,
-    facades::blocking,
+    facades::long,
     failpoint, host, oci,
     task::TaskError,
     view::{StatsSample, Status, Top, Update},
@@ -21,28 +24,26 @@ impl Engine {
         let container = self.find(key)?;
         let columns = columns(ps_args)?;
         let shim = container.running_shim()?;
-        let pids = shim
-            .task
-            .pids(container.id.as_str())
-            .await
-            .map_err(|error| Error::internal(format!("top: {error}")))?;
+        let failed = |error: TaskError| Error::internal(format!("top: {error}"));
+        let pids = shim.task.pids(container.id.as_str()).await.map_err(failed)?;
         self.tell(&container, "top", &[]);
-        // A container has as many processes as its limit allows.
-        blocking(move || {
+        // A container has as many processes as its limit allows, and procfs waits for
+        // a process's memory, which may hang.
+        let look = move || {
             failpoint::hit("top.read")?;
-            let users = users();
-            let boot = boot_time();
-            let processes = pids
-                .into_iter()
-                .filter_map(Process::read)
-                .map(|process| {
-                    columns.iter().map(|column| process.show(*column, &users, boot)).collect()
-                })
-                .collect();
-            let titles = columns.iter().map(|column| title(*column).to_owned()).collect();
-            Ok(Top { titles, processes })
-        })
-        .await?
+            Ok::<_, Error>((processes(&pids), users(), boot_time()))
+        };
+        let (mut found, users, boot) = long(&WALKS, look).await??;
+        // Whoever is not among them any more may have been read as somebody else.
+        let now = shim.task.pids(container.id.as_str()).await.map_err(failed)?;
+        let now: HashSet<u32> = now.into_iter().collect();
+        found.retain(|process| now.contains(&process.pid));
+        let show = |process: &Process| {
+            columns.iter().map(|column| process.show(*column, &users, boot)).collect()
+        };
+        let processes = found.iter().map(show).collect();
+        let titles = columns.iter().map(|column| title(*column).to_owned()).collect();
+        Ok(Top { titles, processes })
     }
 
     /// One sample. Whoever wants rates takes two.
@@ -274,18 +275,31 @@ struct Process {
     rss: u64,
     name: String,
     command: String,
-    /// Fields of `stat` from `state` on.
-    stat: Vec<String>,
+    stat: ProcessStat,
+}
+
+/// Most of a process's command line that is shown, in bytes.
+const COMMAND: usize = 64 << 10;
+/// Most of all their command lines together, in bytes.
+const COMMANDS: usize = 4 << 20;
+
+/// Those that are still there. A process chooses its name and its command line itself.
+fn processes(pids: &[u32]) -> Vec<Process> {
+    let mut room = COMMANDS;
+    let read = |pid: &u32| {
+        let process = Process::read(*pid, room.min(COMMAND))?;
+        room = room.saturating_sub(process.command.len());
+        Some(process)
+    };
+    pids.iter().filter_map(read).collect()
 }
 
 impl Process {
-    /// None where it has ended meanwhile.
-    fn read(pid: u32) -> Option<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name may hold blanks and parentheses: the last one ends it.
-        let (head, rest) = stat.rsplit_once(')')?;
-        let name = head.split_once('(')?.1.to_owned();
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    /// None where it has ended meanwhile; `room` is for its command line.
+    fn read(pid: u32, room: usize) -> Option<Self> {
+        let stat = ProcessStat::of(pid).ok()?;
+        let name = String::from_utf8_lossy(stat.name()).into_owned();
+        let status = read::text(format!("/proc/{pid}/status"), read::SMALL).ok()?;
         let word = |name: &str, at: usize| {
             let line = status.lines().find_map(|line| line.strip_prefix(name))?;
             line.split_whitespace().nth(at)
@@ -294,20 +308,19 @@ impl Process {
         let uid = word("Uid:", 1)?.parse().ok()?;
         // Threads of the kernel have none.
         let rss = word("VmRSS:", 0).and_then(|kib| kib.parse().ok()).unwrap_or_default();
-        let raw = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let raw = read::head(format!("/proc/{pid}/cmdline"), room).ok()?;
         let words: Vec<_> = raw
             .split(|byte| *byte == 0)
             .filter(|word| !word.is_empty())
             .map(|word| String::from_utf8_lossy(word).into_owned())
             .collect();
         let command = if words.is_empty() { format!("[{name}]") } else { words.join(" ") };
-        let stat = rest.split_whitespace().map(str::to_owned).collect();
         Some(Self { pid, uid, rss, name, command, stat })
     }
 
     /// A numeric field by its number in proc(5), from 3 on.
     fn field(&self, number: usize) -> u64 {
-        self.stat.get(number - 3).and_then(|word| word.parse().ok()).unwrap_or_default()
+        self.stat.number(number).unwrap_or_default()
     }
 
     fn show(&self, column: Column, users: &HashMap<u32, String>, boot: u64) -> String {
@@ -335,14 +348,14 @@ impl Process {
             Column::Vsz => (self.field(23) / 1024).to_string(),
             Column::Rss => rss.to_string(),
             Column::Tty => terminal(self.field(7)),
-            Column::Stat => self.stat.first().cloned().unwrap_or_default(),
+            Column::Stat => self.stat.field(3).unwrap_or_default().to_owned(),
             Column::Start => start(started, now),
             Column::Time => {
                 format!("{:02}:{:02}:{:02}", used / 3600, used / 60 % 60, used % 60)
             }
             Column::Comm => self.name.clone(),
             Column::Cmd | Column::Args => self.command.clone(),
-            Column::Nice => self.stat.get(16).cloned().unwrap_or_default(),
+            Column::Nice => self.stat.field(19).unwrap_or_default().to_owned(),
             Column::Threads => self.field(20).to_string(),
         }
     }
@@ -371,7 +384,7 @@ fn start(started: u64, now: u64) -> String {
 
 /// Seconds since 1970 at which the host started.
 fn boot_time() -> u64 {
-    fs::read_to_string("/proc/stat")
+    read::text("/proc/stat", read::LIST)
         .ok()
         .and_then(|text| {
             text.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()
@@ -381,7 +394,7 @@ fn boot_time() -> u64 {
 
 /// The host's names of users.
 fn users() -> HashMap<u32, String> {
-    fs::read_to_string("/etc/passwd")
+    read::text("/etc/passwd", read::LIST)
         .unwrap_or_default()
         .lines()
         .filter_map(|line| {
@@ -410,10 +423,13 @@ mod tests {
 
     #[test]
     fn a_process_is_read_from_proc() {
-        let own = Process::read(std::process::id()).unwrap();
+        let own = Process::read(std::process::id(), COMMAND).unwrap();
         assert_eq!(own.show(Column::Pid, &HashMap::new(), 0), std::process::id().to_string());
         assert!(!own.command.is_empty());
-        assert!(Process::read(u32::MAX).is_none());
+        assert!(Process::read(u32::MAX, COMMAND).is_none());
+        // Without room its name alone is shown.
+        let short = Process::read(std::process::id(), 0).unwrap();
+        assert!(short.command.starts_with('['), "{}", short.command);
     }
 
     #[test]

@@ -16,10 +16,13 @@
 //!
 //! Nothing is ever signalled by a number that a file says: a pid may belong to
 //! somebody else by now (RELIABILITY K10). What is ours is known by its cgroup,
-//! whose path has the container's id in it.
+//! whose path has the container's id in it, and the first process, which may have
+//! left that, by its number together with its start time, within one boot.
 
 use std::{
+    ffi::OsString,
     fs::File,
+    os::unix::ffi::OsStringExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, RwLock},
     time::{Duration, Instant},
@@ -34,6 +37,7 @@ use knarr_model::{
 use knarr_network::Networks;
 use knarr_state::Db;
 use knarr_store::Store;
+use knarr_sys::read;
 use knarr_volume::Volumes;
 
 use crate::{
@@ -215,7 +219,7 @@ impl Engine {
                 facts.state.status.is_running().then(|| (container.id.clone(), facts.state.pid))
             })
             .collect();
-        let strangers = self.sweep_bundles().await;
+        let strangers = self.sweep_bundles(same_boot).await;
         live.extend(strangers.iter().cloned());
         for (id, _) in &live {
             self.adopt_network(id, adopted.mended.contains(id));
@@ -306,7 +310,7 @@ impl Engine {
                 }
             }
         }
-        self.kill_cgroup(container).await;
+        self.kill_cgroup(container, record).await;
         if status.is_running() {
             let exit = read_json(&bundle.join("exit.json")).unwrap_or_else(|| ExitRecord {
                 // Docker's code for what a reboot ended.
@@ -349,7 +353,9 @@ impl Engine {
     ) -> Option<Shim> {
         let socket = match record {
             Some(record) => record.socket.clone(),
-            None => PathBuf::from(std::fs::read_to_string(bundle.join(SHIM_NOTE)).ok()?),
+            None => PathBuf::from(OsString::from_vec(
+                read::bytes(bundle.join(SHIM_NOTE), read::SMALL).ok()?,
+            )),
         };
         // Only sockets of this engine: a bundle's file is no authority on others.
         if socket.parent() != Some(&self.0.config.exec_root.join("shims")) {
@@ -439,7 +445,7 @@ fn lock(root: &Path) -> Result<File> {
     let exclusive = rustix::fs::FlockOperation::NonBlockingLockExclusive;
     while rustix::fs::flock(&file, exclusive).is_err() {
         if Instant::now() >= deadline {
-            let text = match std::fs::read_to_string(&path) {
+            let text = match read::text(&path, read::SMALL) {
                 Ok(pid) if !pid.is_empty() => {
                     format!("another knarrd (process {}) uses {}", pid.trim(), root.display())
                 }
@@ -455,6 +461,7 @@ fn lock(root: &Path) -> Result<File> {
     Ok(file)
 }
 
+/// What the shim wrote; none where that is not there or makes no sense.
 pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
-    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+    serde_json::from_slice(&read::bytes(path, read::SMALL).ok()?).ok()
 }

@@ -180,7 +180,16 @@ impl Shims {
             .stdout(Stdio::piped())
             .stderr(stderr);
         // Starting a process stops the thread that does it until the program runs.
-        let mut child = tokio::task::spawn_blocking(move || command.spawn())
+        let start = move || {
+            let child = command.spawn()?;
+            // The engine is to be killed after everything else when memory runs out; its
+            // shims, and the containers that inherit this from them, are not.
+            if let Some(pid) = child.id() {
+                knarr_sys::usual_oom_score(pid)?;
+            }
+            Ok(child)
+        };
+        let mut child = tokio::task::spawn_blocking(start)
             .await
             .unwrap_or_else(|panic| Err(panic.into()))
             .map_err(|error| failed("start", error))?;

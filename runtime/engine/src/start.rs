@@ -13,12 +13,10 @@
 //! fails, everything that was done is undone and the container is as before,
 //! with the error and Docker's exit code in its state.
 
-use std::{
-    collections::BTreeSet, net::IpAddr, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Instant,
-};
+use std::{collections::BTreeSet, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Instant};
 
 use knarr_model::{
-    ContainerSpec, EndpointSpec, NamespaceMode, NetworkMode, PortBinding, Workload,
+    ContainerSpec, EndpointSpec, NetworkMode, PortBinding, Workload,
     task::{LOG_SCHEME, LogTarget, WasmLaunch},
 };
 
@@ -31,7 +29,7 @@ use crate::{
     failpoint,
     grants::grants,
     mounts::{StoredKind, shows_devices},
-    oci::{self, Place, Places, ResolvedMount, Source},
+    oci::{self, ResolvedMount, Source},
     shims::Shim,
     task::{RootMount, Streams, TaskError},
     view::{PublishedPort, Status, WaitOutcome},
@@ -136,7 +134,7 @@ impl Engine {
         let id = container.id.as_str();
         let (mounts, _held) = self.resolve_mounts(container)?;
         let wasm = self.wasm_launch(container, &spec, &mounts).await?;
-        let places = self.places(&spec)?;
+        let (places, joined) = self.places(&spec)?;
         let devices = devices::resolve(&spec)?;
         let etc = self.directory(&container.id);
         let document = oci::generate(&oci::Input {
@@ -160,7 +158,7 @@ impl Engine {
         std::fs::write(&config, document.to_string())
             .map_err(|error| Error::io(format!("write {}", config.display()), error))?;
         // The container's own view of itself; hosts and resolv.conf follow with the network.
-        write_public(&etc.join("hostname"), &format!("{}\n", oci::hostname(id, &spec)))?;
+        write_public(&etc.join("hostname"), format!("{}\n", oci::hostname(id, &spec)))?;
         failpoint::hit("start.bundle")?;
 
         let rootfs = [RootMount {
@@ -171,6 +169,13 @@ impl Engine {
         let streams = self.streams(container, &spec)?;
         let prepared = began.elapsed();
         let pid = self.create_task(container, &bundle, &rootfs, &streams, made).await?;
+        // Their namespaces are open by now. Whoever has not ended since he was looked up
+        // was the one whom they were taken from (RELIABILITY K10).
+        if let Some((name, _)) = joined.iter().find(|(_, first)| first.has_ended()) {
+            return Err(Error::conflict(format!(
+                "cannot join the namespaces of container {name}: it ended meanwhile"
+            )));
+        }
         let created = began.elapsed();
         failpoint::hit("start.task")?;
 
@@ -370,42 +375,6 @@ impl Engine {
         Ok(Some(launch))
     }
 
-    /// The namespaces of this start: other containers are asked for their pid now.
-    fn places(&self, spec: &ContainerSpec) -> Result<Places> {
-        let of = |key: &str, what: &str| -> Result<Place> {
-            let other = self.find(key)?;
-            let facts = other.facts();
-            if !facts.state.status.is_running() {
-                return Err(Error::conflict(format!(
-                    "cannot join {what} namespace of a non running container: container {} is {}",
-                    facts.name,
-                    facts.state.status.as_str()
-                )));
-            }
-            Ok(Place::Of(PathBuf::from(format!("/proc/{}/ns/{what}", facts.state.pid))))
-        };
-        let place = |mode: &NamespaceMode, what: &str| match mode {
-            NamespaceMode::Private | NamespaceMode::Shareable => Ok(Place::New),
-            NamespaceMode::Host => Ok(Place::Host),
-            NamespaceMode::Container(key) => of(key, what),
-        };
-        Ok(Places {
-            network: match &spec.network_mode {
-                NetworkMode::Host => Place::Host,
-                NetworkMode::Container(key) => of(key, "net")?,
-                _ => Place::New,
-            },
-            pid: place(&spec.pid_mode, "pid")?,
-            ipc: place(&spec.ipc_mode, "ipc")?,
-            uts: match (&spec.uts_mode, &spec.network_mode) {
-                (NamespaceMode::Host, _) => Place::Host,
-                // A shared network has the other's name (moby `daemon/container_operations_unix.go`).
-                (_, NetworkMode::Container(_)) if spec.hostname.is_none() => Place::New,
-                (mode, _) => place(mode, "uts")?,
-            },
-        })
-    }
-
     /// Networks, then what /etc says of them.
     async fn connect(
         &self,
@@ -465,47 +434,6 @@ impl Engine {
         facts.endpoints = endpoints;
         facts.ports = ports.iter().map(published).collect();
         Ok(())
-    }
-
-    /// Writes hosts and resolv.conf in place: the container has them mounted.
-    pub(crate) fn write_etc(
-        &self,
-        container: &Container,
-        spec: &ContainerSpec,
-        endpoints: &[knarr_network::Endpoint],
-    ) -> Result<()> {
-        let etc = self.directory(&container.id);
-        if let NetworkMode::Container(key) = &spec.network_mode {
-            // The other's names are right for this one too.
-            let other = self.directory(&self.find(key)?.id);
-            for file in ["hosts", "resolv.conf"] {
-                let text = std::fs::read_to_string(other.join(file)).unwrap_or_default();
-                write_public(&etc.join(file), &text)?;
-            }
-            return Ok(());
-        }
-        let addresses: Vec<IpAddr> =
-            endpoints.iter().filter_map(|endpoint| endpoint.row.ipv4.map(IpAddr::from)).collect();
-        let hostname = oci::hostname(container.id.as_str(), spec);
-        let hosts = self
-            .0
-            .networks
-            .hosts(&knarr_network::HostsFile {
-                addresses: &addresses,
-                hostname: &hostname,
-                domainname: spec.domainname.as_deref(),
-                extra: &spec.extra_hosts,
-            })
-            .map_err(Error::from_room)?;
-        let embedded = endpoints.iter().any(|endpoint| !endpoint.dns_names.is_empty());
-        let resolv = self.0.networks.resolv_conf(&knarr_network::ResolvConf {
-            embedded,
-            dns: &spec.dns,
-            search: &spec.dns_search,
-            options: &spec.dns_options,
-        });
-        write_public(&etc.join("hosts"), &hosts)?;
-        write_public(&etc.join("resolv.conf"), &resolv)
     }
 
     /// Waits for the end of a task in the background.

@@ -8,13 +8,17 @@
 
 use std::{sync::Arc, time::Duration};
 
-use knarr_model::{RestartPolicy, Signal, task::ExitRecord};
+use knarr_model::{
+    RestartPolicy, Signal,
+    task::{ExitRecord, InitRecord},
+};
 
 use crate::{
     Error, Result, cgroup,
     container::Container,
     engine::{Engine, now},
     failpoint,
+    recovery::read_json,
     shims::Shim,
     start::outcome,
     task::{Exit, TaskError},
@@ -213,8 +217,12 @@ impl Engine {
             if container.status() == Status::Paused {
                 self.thaw(container, &shim).await;
             }
-            // Docker answers when it is dead.
-            container.ended(Some(KILL_PATIENCE)).await;
+            // Docker answers when it is dead, and says so when it is not.
+            if !container.ended(Some(KILL_PATIENCE)).await {
+                return Err(Error::internal(format!(
+                    "cannot kill container: {key}: tried to kill container, but did not receive an exit event"
+                )));
+            }
         }
         Ok(())
     }
@@ -321,10 +329,9 @@ impl Engine {
         if let Err(error) = &end {
             tracing::warn!(%error, container = container.id.short(), "shim lost");
             // Never orphaned: without a shim nobody could stop it.
-            self.kill_cgroup(container).await;
+            self.kill_cgroup(container, self.first_process(container)).await;
         }
-        let path = self.bundle(&container.id).join("exit.json");
-        let file = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let file = read_json(&self.bundle(&container.id).join("exit.json"));
         match (file, end) {
             (Some(record), _) => record,
             (None, Ok(exit)) => {
@@ -391,7 +398,7 @@ impl Engine {
                 Err(error) => {
                     if !error.is_gone() {
                         tracing::warn!(%error, container = container.id.short(), "delete task");
-                        self.kill_cgroup(container).await;
+                        self.kill_cgroup(container, self.first_process(container)).await;
                         self.remove_cgroup(container);
                     }
                     let _ = shim.task.shutdown().await;
@@ -403,12 +410,17 @@ impl Engine {
     }
 
     /// Ends everything in a container's cgroup; within two seconds, or never.
-    pub(crate) async fn kill_cgroup(&self, container: &Container) {
+    pub(crate) async fn kill_cgroup(&self, container: &Container, first: Option<InitRecord>) {
         let path = self.cgroup(container);
-        let killed = tokio::task::spawn_blocking(move || cgroup::kill(&path)).await;
+        let killed = tokio::task::spawn_blocking(move || cgroup::kill(&path, first.as_ref())).await;
         if !matches!(killed, Ok(true)) {
-            tracing::warn!(container = container.id.short(), "processes are left in the cgroup");
+            tracing::warn!(container = container.id.short(), "processes of it do not die");
         }
+    }
+
+    /// What the shim wrote of its first process, in this boot.
+    pub(crate) fn first_process(&self, container: &Container) -> Option<InitRecord> {
+        read_json(&self.bundle(&container.id).join("init.json"))
     }
 
     pub(crate) fn remove_cgroup(&self, container: &Container) {

@@ -187,6 +187,10 @@ impl Compiler {
             .kill_on_drop(true)
             .spawn()
             .map_err(|e| format!("run {}: {e}", self.program.display()))?;
+        // Before the engine that started it, when memory runs out.
+        if let Some(pid) = child.id() {
+            let _ = knarr_sys::usual_oom_score(pid);
+        }
         let mut words = Vec::new();
         let stderr = child.stderr.take();
         let wait = async {

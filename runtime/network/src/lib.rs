@@ -65,6 +65,7 @@ use std::{
 
 use knarr_model::ContainerId;
 use knarr_state::Db;
+use knarr_sys::read;
 
 pub use error::Error;
 pub use filter::describe;
@@ -119,7 +120,7 @@ impl Networks {
     /// The text of `/etc/resolv.conf` for a container.
     pub fn resolv_conf(&self, file: &ResolvConf<'_>) -> String {
         let options = &self.inner.options;
-        let host = std::fs::read_to_string(&options.resolv_conf).unwrap_or_default();
+        let host = read::text(&options.resolv_conf, read::SMALL).unwrap_or_default();
         files::resolv_conf(file, &options.dns, &host)
     }
 

@@ -16,6 +16,7 @@ use knarr_state::{
     Db,
     networks::{EndpointRow, Inserted, NetworkRow, PortRow},
 };
+use knarr_sys::read;
 
 use crate::{
     BridgeInput, Endpoint, Error, Inner, Network, NetworkSpec, Networks, Result, adopt,
@@ -217,7 +218,7 @@ impl Inner {
         let socket = Socket::route().map_err(Error::kernel("netlink"))?;
         let routes = link::routes(&socket).map_err(Error::kernel("list routes"))?;
         taken.extend(routes.into_iter().map(|(subnet, _)| subnet));
-        let host = std::fs::read_to_string(&self.options.resolv_conf).unwrap_or_default();
+        let host = read::text(&self.options.resolv_conf, read::SMALL).unwrap_or_default();
         taken.extend(crate::dns::nameservers(&host).into_iter().filter_map(
             |server| match server {
                 std::net::IpAddr::V4(server) => Subnet4::containing(server, 32),

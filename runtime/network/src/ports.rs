@@ -15,6 +15,7 @@ use std::{
 };
 
 use knarr_model::{PortBinding, PortSpec, Transport};
+use knarr_sys::{ProcessStat, read};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket,
     sockopt,
@@ -155,7 +156,7 @@ fn owner(address: SocketAddr, transport: Transport) -> Option<String> {
         (Transport::Udp, true) => "udp",
         (Transport::Udp, false) => "udp6",
     };
-    let text = std::fs::read_to_string(format!("/proc/thread-self/net/{table}")).ok()?;
+    let text = read::text(format!("/proc/thread-self/net/{table}"), read::LIST).ok()?;
     let port = format!(":{:04X}", address.port());
     let inode = text.lines().skip(1).find_map(|line| {
         let words: Vec<_> = line.split_whitespace().collect();
@@ -172,9 +173,10 @@ fn owner(address: SocketAddr, transport: Transport) -> Option<String> {
         if files.any(|file| {
             std::fs::read_link(file.path()).is_ok_and(|link| link.as_os_str() == socket.as_str())
         }) {
-            let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
             let pid = process.file_name().into_string().ok()?;
-            return Some(format!("process {pid} ({})", name.trim()));
+            let stat = ProcessStat::of(pid.parse().ok()?).ok();
+            let name = stat.map(|stat| stat.name().escape_ascii().to_string());
+            return Some(format!("process {pid} ({})", name.unwrap_or_default()));
         }
     }
     None

@@ -24,8 +24,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("knarr-wasm", &["knarr-model", "knarr-resolver", "knarr-sys"]),
     ("knarr-state", &["knarr-model"]),
     ("knarr-store", &["knarr-model", "knarr-sys", "knarr-tree"]),
-    ("knarr-registry", &["knarr-model", "knarr-resolver", "knarr-work"]),
-    ("knarr-guest", &["knarr-model", "knarr-work"]),
+    ("knarr-registry", &["knarr-model", "knarr-resolver"]),
+    ("knarr-guest", &["knarr-model", "knarr-sys", "knarr-work"]),
     (
         "knarr-image",
         &[
@@ -48,6 +48,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "knarr-registry",
             "knarr-state",
             "knarr-store",
+            "knarr-sys",
             "knarr-tree",
             "knarr-volume",
             "knarr-work",

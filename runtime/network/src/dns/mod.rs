@@ -189,7 +189,12 @@ impl Service {
 
     async fn ask(&self, question: answer::Question, transport: Transport) -> Vec<u8> {
         let servers = if self.dns.is_empty() {
-            let text = tokio::fs::read_to_string(&self.resolv_conf).await.unwrap_or_default();
+            let path = self.resolv_conf.clone();
+            let text = tokio::task::spawn_blocking(move || {
+                knarr_sys::read::text(path, knarr_sys::read::SMALL)
+            })
+            .await;
+            let text = text.ok().and_then(Result::ok).unwrap_or_default();
             nameservers(&text)
         } else {
             self.dns.clone()
