@@ -15,6 +15,7 @@ mod names;
 mod networks;
 mod parked;
 mod privacy;
+mod processes;
 mod raw;
 mod real_images;
 mod reboot;
