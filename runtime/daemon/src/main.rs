@@ -124,7 +124,8 @@ async fn daemon(
     let engine = Engine::open(config).await.context("failed to start daemon")?;
     let _pid_file = settings.pidfile.as_deref().map(ready::PidFile::write).transpose()?;
     let listeners = socket::open(&hosts, settings.group.as_deref())?;
-    engine.networks().guard(socket::ports(&listeners)?)?;
+    let own = socket::ports(&listeners)?;
+    engine.ask_networks(move |networks| networks.guard(own)).await??;
     let api = Api::new(engine.clone(), facts(settings));
     let shutdown = Shutdown::default();
     let mut serving = tokio::task::JoinSet::new();

@@ -21,7 +21,13 @@ use knarr_registry::Auth;
 use knarr_volume::{Volume, Volumes};
 use knarr_work::WALKS;
 
-use crate::{Error, Result, engine::Engine, facades::{blocking, long}, failpoint, view::Info};
+use crate::{
+    Error, Result,
+    engine::Engine,
+    facades::{blocking, long},
+    failpoint,
+    view::Info,
+};
 
 /// A volume with what it costs.
 #[derive(Debug, Clone, PartialEq, Eq)]

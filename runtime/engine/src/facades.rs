@@ -14,7 +14,7 @@ use knarr_image::{Image, ImageUser, Images, Loaded, Progress, ProgressSender};
 use knarr_model::{ContainerId, Digest, EndpointSpec, NetworkMode, Platform, Reference};
 use knarr_network::{Network, NetworkSpec, Networks};
 use knarr_registry::Auth;
-use knarr_volume::{CreateVolume, LayeredView, Volume, Volumes};
+use knarr_volume::{CreateVolume, LayeredView, Volume};
 use knarr_work::{CONTENT, COPIES, DELETIONS, Lane};
 use tokio::{
     io::AsyncRead,

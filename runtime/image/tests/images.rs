@@ -46,7 +46,7 @@ async fn k08_images_are_found_again_without_the_database() {
     fixture.images.tag("web:2", &"moving:1".parse().unwrap()).unwrap();
     fixture.fake.image("gone:1", Made::new().layer(EvilTar::new().file("y", b"y").finish()));
     fixture.pull("gone:1").await.unwrap();
-    fixture.images.remove("gone:1", RemoveOptions::default(), |_| vec![]).await.unwrap();
+    fixture.images.remove("gone:1", RemoveOptions::default(), |_| vec![]).unwrap();
 
     let before = listed(&fixture);
     assert_eq!(fixture.reopen_without_database(), [""; 0]);
@@ -73,7 +73,7 @@ async fn k08_images_are_found_again_without_the_database() {
     fs::remove_file(fixture.images.store().blob_path(&one.row.manifest)).unwrap();
     let told = fixture.reopen_without_database();
     assert!(told.len() == 1 && told[0].contains(&one.id().hex()), "{told:?}");
-    fixture.images.remove("web:2", RemoveOptions { force: true }, |_| vec![]).await.unwrap();
+    fixture.images.remove("web:2", RemoveOptions { force: true }, |_| vec![]).unwrap();
     assert!(fixture.images.store().view(&one.row.layers).is_ok(), "its layers stay");
 }
 
