@@ -184,8 +184,11 @@ impl Shims {
             let child = command.spawn()?;
             // The engine is to be killed after everything else when memory runs out; its
             // shims, and the containers that inherit this from them, are not.
-            if let Some(pid) = child.id() {
-                knarr_sys::usual_oom_score(pid)?;
+            if let Some(pid) = child.id()
+                && let Err(error) = knarr_sys::usual_oom_score(pid)
+            {
+                // It has ended already, which is found out below.
+                tracing::debug!(%error, pid, "OOM score of a shim");
             }
             Ok(child)
         };

@@ -150,7 +150,8 @@ impl Drop for Elsewhere {
 #[test]
 fn s10_a_first_process_that_left_its_group_is_killed_all_the_same() {
     let begun = || {
-        let fixture = Fixture::script("sleep 1000 & echo up; sleep 1000");
+        // One that lives on when its child, which stays in the group, is killed.
+        let fixture = Fixture::script("echo up; while :; do sleep 1000; done");
         let (container, mut pipes) = fixture.start().expect("start");
         pipes.line();
         let elsewhere = Elsewhere::of(&fixture.id);

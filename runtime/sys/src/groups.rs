@@ -35,14 +35,12 @@ pub fn members(dir: &Path) -> io::Result<Vec<u32>> {
     for group in groups(dir) {
         let list = match read::text(group.join("cgroup.procs"), read::LIST) {
             Ok(list) => list,
-            // One that is being removed answers ENODEV.
-            Err(error)
-                if error.kind() == io::ErrorKind::NotFound
-                    || error.raw_os_error() == Some(Errno::NODEV.raw_os_error()) =>
-            {
-                continue;
-            }
-            Err(error) => return Err(error),
+            Err(error) => match Errno::from_io_error(&error) {
+                // One that is being removed answers ENODEV, a threaded one EOPNOTSUPP: its
+                // processes are listed in the group that its threads come from.
+                Some(Errno::NOENT | Errno::NODEV | Errno::OPNOTSUPP) => continue,
+                _ => return Err(error),
+            },
         };
         // Zero is a process of a pid namespace that we cannot see.
         let numbers = list.lines().filter_map(|line| line.parse::<u32>().ok());
