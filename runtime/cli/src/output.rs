@@ -276,9 +276,9 @@ mod tests {
         }
     }
 
-    fn listing(label: &str) -> Listing {
-        let rows = vec![serde_json::json!({ "ID": "1", "Label": label, "Name": "x" })];
-        Listing { default: "{{.ID}}\t{{.Label}}\t{{.Name}}", headings: &[], rows }
+    fn listing(mark: &str) -> Listing {
+        let rows = vec![serde_json::json!({ "ID": "1", "Mark": mark, "Name": "x" })];
+        Listing { default: "{{.ID}}\t{{.Mark}}\t{{.Name}}", headings: &[], rows }
     }
 
     #[test]
@@ -287,11 +287,11 @@ mod tests {
         let text = |format, terminal| hostile.text(format, None, terminal).unwrap();
         assert_eq!(
             text(None, true),
-            "ID        LABEL                  NAME\n1         a\\nroot\\tx\\x1b[2J   x\n"
+            "ID        MARK                NAME\n1         a\\nroot\\tx\\x1b[2J   x\n"
         );
         // Elsewhere, and by a template of the user's own, as Docker's client.
         assert!(text(None, false).contains("a\nroot"));
-        assert_eq!(text(Some("{{.Label}}"), true), "a\nroot\tx\u{1b}[2J\n");
+        assert_eq!(text(Some("{{.Mark}}"), true), "a\nroot\tx\u{1b}[2J\n");
         assert!(text(Some("json"), true).contains("a\\nroot\\tx\\u001b[2J"));
     }
 

@@ -96,7 +96,7 @@ impl Compiler {
     /// When the host program does not answer, or the cache cannot be read.
     pub async fn ready(&self, module: &Digest) -> Result<Option<Code>> {
         let entry = self.entry(module).await?;
-        self.look(&entry).await
+        Ok(self.look(&entry).await?.ok())
     }
 
     /// The fingerprint of the host, where somebody has asked for it: entries of others are
@@ -112,7 +112,7 @@ impl Compiler {
     /// [`Error::Compile`], also for what the host failed at.
     pub async fn compile(&self, module: &Digest, source: File) -> Result<Code> {
         let entry = self.entry(module).await?;
-        if let Some(code) = self.look(&entry).await? {
+        if let Ok(code) = self.look(&entry).await? {
             return Ok(code);
         }
         let failed = |why: String| Error::Compile { module: *module, why };
@@ -126,8 +126,12 @@ impl Compiler {
         let turn = turns::of_program(&self.cache, module, until).await.map_err(internal)?;
         let _program = turn.ok_or_else(late)?;
         // Somebody else may have compiled it meanwhile.
-        if let Some(code) = self.look(&entry).await? {
-            return Ok(code);
+        match self.look(&entry).await? {
+            Ok(code) => return Ok(code),
+            Err(Some(doubt)) => {
+                tracing::warn!(%module, "the compiled code is not used, and made again: {doubt}");
+            }
+            Err(None) => {}
         }
         let bytes = source.metadata().map_err(internal)?.len();
         let turn = turns::to_compile(&self.cache, bytes, until).await.map_err(internal)?;
@@ -146,17 +150,13 @@ impl Compiler {
         Ok(Entry { cache: self.cache.clone(), host, module: *module, boot: boot.to_owned() })
     }
 
-    /// The entry's code, where it is sound; doubts are told.
-    async fn look(&self, entry: &Entry) -> Result<Option<Code>> {
+    /// The entry's code, where it is sound; else what is in doubt about it, where it is there.
+    async fn look(&self, entry: &Entry) -> Result<std::result::Result<Code, Option<String>>> {
         let asked = entry.clone();
         match blocking(move || asked.standing()).await {
-            Ok(Standing::Sound(code)) => Ok(Some(code)),
-            Ok(Standing::Missing) => Ok(None),
-            Ok(Standing::Doubtful(why)) => {
-                let module = &entry.module;
-                tracing::warn!(%module, "the compiled code is not used, and made again: {why}");
-                Ok(None)
-            }
+            Ok(Standing::Sound(code)) => Ok(Ok(code)),
+            Ok(Standing::Missing) => Ok(Err(None)),
+            Ok(Standing::Doubtful(why)) => Ok(Err(Some(why))),
             Err(error) => {
                 let path = entry.path();
                 Err(Error::Internal(format!("read {}: {error}", path.display())))

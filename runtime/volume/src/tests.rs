@@ -230,7 +230,7 @@ fn k08_a_used_volume_without_a_directory_gets_an_empty_one() {
     let one = container(&f.db, 1);
     let volume = f.volumes.create(&named("data")).unwrap();
     f.volumes.attach("data", &one).unwrap();
-    fs::remove_dir_all(f.dir.path().join("volumes/data")).unwrap();
+    knarr_tree::remove(&f.dir.path().join("volumes/data")).unwrap();
     let (f, notices) = reopened(f, "state.db");
     assert!(volume.mountpoint.is_dir());
     assert_eq!(notices.len(), 1, "{notices:?}");

@@ -233,6 +233,9 @@ impl Profile {
 /// CVE-2026-31431, and lets AppArmor or SELinux refuse AF_ALG since; we cannot count on
 /// either. `socketpair` makes two of any family before it finds that they are no pair.
 fn close_other_doors(rules: &mut Vec<Rule>) {
+    if !rules.iter().any(|rule| rule.name == "socketcall") {
+        return;
+    }
     let narrowed: Vec<Rule> = rules.iter().filter(|rule| rule.name == "socket").cloned().collect();
     if narrowed.is_empty() || narrowed.iter().any(|rule| rule.conditions.is_empty()) {
         return;
