@@ -213,6 +213,8 @@ fn k17_an_older_engine_refuses_a_newer_ones_data_and_touches_nothing() {
     let pid = world.knarr(&["inspect", "one", "--format", "{{.State.Pid}}"]).ok();
     world.stop_daemon();
     let path = world.data_root().join("state.db");
+    // Whoever closes it last leaves all of it in one file.
+    drop(Db::open(&path).expect("the database"));
     let file = fs::File::options().read(true).write(true).open(&path).unwrap();
     let mut version = [0; 4];
     file.read_exact_at(&mut version, USER_VERSION).unwrap();
