@@ -152,10 +152,17 @@ impl Compiler {
 
     /// The entry's code, where it is sound; else what is in doubt about it, where it is there.
     async fn look(&self, entry: &Entry) -> Result<std::result::Result<Code, Option<String>>> {
+        // Every start comes by here: only what is to be read waits for its place among others.
         let asked = entry.clone();
-        match blocking(move || asked.standing()).await {
+        let glance = tokio::task::spawn_blocking(move || asked.glance()).await;
+        let mut standing = glance.unwrap_or_else(|panic| Err(panic.into()));
+        if matches!(standing, Ok(Standing::Unread)) {
+            let asked = entry.clone();
+            standing = blocking(move || asked.standing()).await;
+        }
+        match standing {
             Ok(Standing::Sound(code)) => Ok(Ok(code)),
-            Ok(Standing::Missing) => Ok(Err(None)),
+            Ok(Standing::Missing | Standing::Unread) => Ok(Err(None)),
             Ok(Standing::Doubtful(why)) => Ok(Err(Some(why))),
             Err(error) => {
                 let path = entry.path();

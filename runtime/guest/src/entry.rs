@@ -61,6 +61,8 @@ pub(crate) enum Standing {
     Missing,
     /// It is what was compiled.
     Sound(Code),
+    /// It must be read before that is known.
+    Unread,
     /// It is not to be run, and why.
     Doubtful(String),
 }
@@ -93,11 +95,23 @@ impl Entry {
         self.directory().join(format!("{}.seal", self.module.hex()))
     }
 
-    /// Looks at it. Blocks.
+    /// Looks at it, and reads all of it where that is needed. Blocks as long as that takes.
     ///
     /// # Errors
     /// Where the host fails; an entry that is not as it should be is none.
     pub(crate) fn standing(&self) -> io::Result<Standing> {
+        self.look(true)
+    }
+
+    /// Looks at it, and reads its seal at most. Blocks for a moment.
+    ///
+    /// # Errors
+    /// As [`Entry::standing`].
+    pub(crate) fn glance(&self) -> io::Result<Standing> {
+        self.look(false)
+    }
+
+    fn look(&self, read: bool) -> io::Result<Standing> {
         let doubt = |why: &str| Ok(Standing::Doubtful(why.to_owned()));
         let path = self.path();
         let mut file = match open(&path) {
@@ -131,6 +145,9 @@ impl Entry {
         // Read once more: it is another file, another boot, or too young.
         if believed.file.size != identity.size {
             return doubt("its size has changed");
+        }
+        if !read {
+            return Ok(Standing::Unread);
         }
         let digest = digest_of(&mut file)?;
         if digest != believed.digest {

@@ -72,8 +72,10 @@ fn w21_what_was_compiled_is_believed() {
     assert!(matches!(cache.entry.standing().unwrap(), Standing::Missing));
     let put = cache.put(b"code");
     assert_eq!(cache.sound(), put);
+    assert!(matches!(cache.entry.glance().unwrap(), Standing::Unread), "too young");
     cache.settle();
     assert_eq!(cache.sound(), put);
+    assert!(matches!(cache.entry.glance().unwrap(), Standing::Sound(_)), "and not read again");
     // After a boot, or as a copy from elsewhere, it is read once more and believed again.
     let booted = Entry { boot: "next".into(), ..cache.entry.clone() };
     assert!(matches!(booted.standing().unwrap(), Standing::Sound(_)));
