@@ -130,7 +130,17 @@ fn guests_are_rebuilt_from_source_where_the_toolchain_is() {
     }
 }
 
-/// A port that nobody has right now.
+/// A port that nobody has right now, and that the kernel gives nobody for a connection: each
+/// test is a process, and looks in another place.
 pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let next = NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = 10_000 + (std::process::id().wrapping_mul(17) + next) % 20_000;
+        let port = u16::try_from(port).unwrap();
+        if TcpListener::bind(("0.0.0.0", port)).is_ok() {
+            return port;
+        }
+    }
 }
