@@ -115,11 +115,9 @@ impl Engine {
     /// Writes the record of a container at once.
     pub(crate) fn write_record(&self, container: &Container) -> Result<()> {
         let _one = self.0.scribe.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let record = ContainerRecord {
-            revision: container.facts().revision,
-            boot: host::boot_id(),
-            row: container.row()?,
-        };
+        // Its own statement: facts are not held twice.
+        let revision = container.facts().revision;
+        let record = ContainerRecord { revision, boot: host::boot_id(), row: container.row()? };
         record::write(&self.record_path(&container.id), CONTAINER, &record)
             .map_err(|error| Error::internal(format!("record of container: {error}")))
     }

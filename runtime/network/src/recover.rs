@@ -279,7 +279,12 @@ impl Inner {
             errors.extend(self.hold_again(container));
         }
         errors.extend(self.sweep(&socket, &networks, &links, &known).err());
-        self.refresh_filter()
+        self.refresh_filter()?;
+        // Of containers, too, that had no rows when the filter was loaded.
+        let found = contents(&self.db, self.options.bridge_input)?;
+        lock(&self.filter)
+            .containers(found.forwards, found.sources)
+            .map_err(Error::kernel("update packet filter"))
     }
 
     /// Makes a live container's endpoint whole: its port on the bridge, its name server.

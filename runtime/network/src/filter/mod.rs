@@ -244,6 +244,16 @@ impl Filter {
         self.update(Contents { bridges, ..self.contents.clone() })
     }
 
+    /// Makes these the ports and sources of all containers: for the opening, when
+    /// none comes or goes.
+    pub(crate) fn containers(
+        &mut self,
+        forwards: BTreeSet<Forward>,
+        sources: BTreeSet<Source>,
+    ) -> io::Result<()> {
+        self.update(Contents { forwards, sources, ..self.contents.clone() })
+    }
+
     /// Makes these TCP ports of the host be out of containers' reach.
     pub(crate) fn guard(&mut self, ports: BTreeSet<u16>) -> io::Result<()> {
         self.update(Contents { guarded: ports, ..self.contents.clone() })
