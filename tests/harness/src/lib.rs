@@ -13,6 +13,7 @@
 
 #![forbid(unsafe_code)]
 
+mod disk;
 pub mod evil_tar;
 pub mod evil_wasm;
 pub mod fixtures;

@@ -23,6 +23,8 @@ use nix::{
     unistd::Pid,
 };
 
+use crate::disk::Disk;
+
 /// The root of the source tree.
 pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -44,6 +46,8 @@ pub fn bin_dir() -> PathBuf {
 /// An engine of one's own.
 #[derive(Debug)]
 pub struct World {
+    /// Where the data root is a disk of its own; unmounted before its file goes.
+    disk: Option<Disk>,
     dir: tempfile::TempDir,
     daemon: Option<Child>,
     arguments: Vec<String>,
@@ -97,16 +101,55 @@ impl World {
     /// # Errors
     /// As [`World::new`].
     pub fn with_arguments(arguments: &[&str]) -> Result<Self> {
-        enter_private_namespaces()?;
-        let dir = tempfile::Builder::new().prefix("knarr-test-").tempdir()?;
-        let mut world = Self {
-            guardian: guardian(dir.path())?,
-            dir,
-            daemon: None,
-            arguments: arguments.iter().map(|a| (*a).to_owned()).collect(),
-        };
+        let mut world = Self::prepared(arguments)?;
         world.start_daemon()?;
         Ok(world)
+    }
+
+    /// The same on a disk of so many MiB, whose power [`World::cut_power`] cuts.
+    ///
+    /// # Errors
+    /// As [`World::new`], and without ext4 or loop devices.
+    pub fn on_a_disk(mebibytes: u64) -> Result<Self> {
+        let mut world = Self::prepared(&[])?;
+        world.disk = Some(Disk::new(world.path().join("disk.img"), world.data_root(), mebibytes)?);
+        world.start_daemon()?;
+        Ok(world)
+    }
+
+    fn prepared(arguments: &[&str]) -> Result<Self> {
+        enter_private_namespaces()?;
+        let dir = tempfile::Builder::new().prefix("knarr-test-").tempdir()?;
+        Ok(Self {
+            guardian: guardian(dir.path())?,
+            dir,
+            disk: None,
+            daemon: None,
+            arguments: arguments.iter().map(|a| (*a).to_owned()).collect(),
+        })
+    }
+
+    /// Cuts the power: nothing more reaches the disk, and everything that ran is dead.
+    ///
+    /// # Errors
+    /// Where the world has no disk of its own.
+    pub fn cut_power(&mut self) -> Result<()> {
+        self.disk.as_ref().context("a world on a disk of its own")?.cut()?;
+        self.kill_daemon();
+        let mut ended = undertaker(self.path());
+        ensure!(ended.env("keep", "1").stdin(Stdio::null()).status()?.success(), "the undertaker");
+        // /run is memory: it is empty after a boot.
+        fs::remove_dir_all(self.exec_root())?;
+        Ok(())
+    }
+
+    /// Power is back: the disk as the cut left it, and a new daemon.
+    ///
+    /// # Errors
+    /// When the daemon does not come up.
+    pub fn power_on(&mut self) -> Result<()> {
+        self.disk.as_ref().context("a world on a disk of its own")?.power_on()?;
+        self.start_daemon()
     }
 
     /// The directory that holds everything of this world.
@@ -284,6 +327,7 @@ impl Drop for World {
             let _ = self.knarr(&[&["rm", "-f", "-v"], &ids[..]].concat());
         }
         self.stop_daemon();
+        self.disk = None;
         // What outlived that is the guardian's.
         drop(self.guardian.stdin.take());
         let _ = self.guardian.wait();
@@ -293,15 +337,22 @@ impl Drop for World {
 /// Starts who ends this world when we are gone, in a session of its own, so
 /// that what is done to our process group is not done to it.
 fn guardian(world: &Path) -> Result<Child> {
-    Command::new("setsid")
+    undertaker(world)
+        .stdin(Stdio::piped())
+        .spawn()
+        .context("start the guardian (setsid of util-linux)")
+}
+
+/// The guardian's program, not started yet; with `keep` in its environment the world's files stay.
+fn undertaker(world: &Path) -> Command {
+    let mut command = Command::new("setsid");
+    command
         .args(["sh", "-c", include_str!("guardian.sh")])
         .env("world", world)
         .current_dir("/")
-        .stdin(Stdio::piped())
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .context("start the guardian (setsid of util-linux)")
+        .stderr(Stdio::null());
+    command
 }
 
 fn enter_private_namespaces() -> Result<()> {

@@ -8,11 +8,14 @@
 //! | `install` | puts the programs and a systemd unit in place |
 //! | `bench` | measures side by side with the peers that are installed |
 //! | `deps` | checks who imports whom (ARCHITECTURE.md) |
+//! | `catalogue` | lists the tests of each attack and failure, and checks `tests/CATALOGUE.md` |
+//! | `cuts` | cuts the power of a private engine's disk 1,000 times at random moments, or as often as said |
 //! | `vm` | runs the basics on a cgroup v2 system in an emulator |
 //! | `guests` | rebuilds the Wasm examples from their source |
 
 #![forbid(unsafe_code)]
 
+mod catalogue;
 mod deps;
 mod install;
 mod prepare;
@@ -24,7 +27,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use run::{cargo, products};
 
-const USAGE: &str = "usage: cargo xtask demo | test [nextest arguments] | ci | install [prefix] | bench [arguments] | deps | vm | guests";
+const USAGE: &str = "usage: cargo xtask demo | test [nextest arguments] | ci | install [prefix] | bench [arguments] | deps | catalogue | cuts [number] | vm | guests";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -61,6 +64,8 @@ fn chore(arguments: &[String]) -> Result<()> {
             run::run(&products()?.join("knarr-bench"), &arguments)
         }
         "deps" => deps::check(),
+        "catalogue" => catalogue::check(true),
+        "cuts" => cuts(rest.first().map_or("1000", String::as_str)),
         "vm" => {
             cargo(&["build", "--release", "--workspace"])?;
             vm()
@@ -90,6 +95,22 @@ fn test(rest: &[String]) -> Result<()> {
     cargo(&arguments)
 }
 
+/// Power cuts at random moments; `KNARR_POWER_SEED` chooses others.
+fn cuts(number: &str) -> Result<()> {
+    prepare::packages(prepare::TESTS)?;
+    cargo(&["build", "--release", "--workspace"])?;
+    let arguments = [
+        &format!("KNARR_POWER_CUTS={number}"),
+        "cargo",
+        "test",
+        "--release",
+        "--package=knarr-e2e",
+        "--",
+        "k04_a_power_cut_at_any_moment",
+    ];
+    run::run(std::path::Path::new("env"), &arguments)
+}
+
 /// The basics once more, on the other kind of cgroups and an older kernel.
 fn vm() -> Result<()> {
     prepare::packages(prepare::VM)?;
@@ -113,6 +134,7 @@ fn floor() -> Result<Vec<String>> {
 fn ci() -> Result<()> {
     cargo(&["fmt", "--all", "--check"])?;
     deps::check()?;
+    catalogue::check(false)?;
     cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])?;
     test(&["--profile".into(), "ci".into()])?;
     vm()

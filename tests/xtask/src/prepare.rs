@@ -20,6 +20,7 @@ pub const TESTS: &[&str] = &[
     "debootstrap",
     "docker.io",
     "docker-registry",
+    "e2fsprogs",
     "iproute2",
     "nftables",
     "podman",

@@ -14,6 +14,7 @@ mod hostile;
 mod names;
 mod networks;
 mod parked;
+mod power;
 mod privacy;
 mod processes;
 mod raw;
