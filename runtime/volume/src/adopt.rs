@@ -122,15 +122,13 @@ impl Volumes {
         }
     }
 
-    /// Writes the record of a volume that has a row.
+    /// Makes the record of a volume say what its row says.
     pub(crate) fn complete(&self, name: &Name) -> Result<()> {
         let path = self.root.join(name.as_str()).join(RECORD);
-        if path.symlink_metadata().is_ok() {
-            return Ok(());
-        }
-        match self.db.volume(name.as_str())? {
-            Some(row) => Ok(record::write(&path, KIND, &row)?),
-            None => Ok(()),
+        let Some(row) = self.db.volume(name.as_str())? else { return Ok(()) };
+        match record::read::<VolumeRow>(&path, KIND) {
+            Ok(Some(found)) if found == row => Ok(()),
+            _ => Ok(record::write(&path, KIND, &row)?),
         }
     }
 
