@@ -458,8 +458,9 @@ fn immutable(world: &World, on: bool, path: &Path) {
 /// All files below a directory that have this name.
 fn find(world: &World, name: &str) -> Vec<PathBuf> {
     let root = world.data_root();
-    let found = world.host_run("find", &[&root.to_string_lossy(), "-name", name]).ok();
-    found.lines().map(PathBuf::from).collect()
+    // It complains of what is being deleted while it looks.
+    let found = world.host_run("find", &[&root.to_string_lossy(), "-name", name]);
+    found.stdout.lines().map(PathBuf::from).collect()
 }
 
 #[test]
