@@ -3,7 +3,8 @@
 //! `references.jsonl` has a pair a line: what a user writes, and what it means in
 //! full, or null where it is no reference. It was made from the grammar of the
 //! distribution project (`reference/regexp.go`, v0.6) and agrees, line by line, with
-//! what the `docker` client 28.2 takes and refuses.
+//! what the `docker` client 28.2 takes and refuses. `a_b.c/d` is not in it: Docker takes
+//! it for a name without a host, and finds nobody to ask.
 
 use knarr_model::Reference;
 
