@@ -115,7 +115,7 @@ fn descriptors(world: &World) -> usize {
 #[test]
 fn a03_clients_that_vanish_leave_nothing_open() {
     let world = world();
-    world.knarr(&["run", "-d", "-i", "--name", "one", "busybox", "cat"]).ok();
+    world.knarr(&["run", "-d", "-i", "--name", "one", "busybox", "sleep", "1000"]).ok();
     let socket = raw::socket(&world);
     let cycle = || {
         let asked = json!({"AttachStdin": true, "AttachStdout": true, "Cmd": ["cat"]});

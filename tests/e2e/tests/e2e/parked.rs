@@ -22,7 +22,6 @@ const WORK: &[(&str, &[&str])] = &[
     ("top.read", &["top", "one"]),
     ("logs.read", &["logs", "-n", "1", "one"]),
     ("ask.volumes", &["volume", "ls"]),
-    ("ask.networks", &["network", "ls"]),
 ];
 
 /// A command that must answer though others do not: where the engine itself is parked, it
