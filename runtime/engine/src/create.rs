@@ -107,6 +107,10 @@ impl Engine {
             failpoint::hit("create.done")?;
             Ok(container)
         });
+        let finished = match finished {
+            Ok(container) => self.persist(&container).await.map(|()| container),
+            Err(error) => Err(error),
+        };
         let container = match finished {
             Ok(container) => container,
             Err(error) => {

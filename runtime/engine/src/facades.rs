@@ -449,6 +449,7 @@ impl Engine {
                 engine.refresh_network(&container.id)?;
             }
             engine.save_spec(&container, spec)?;
+            engine.persist(&container).await?;
             engine.tell_network(&network, "connect", Some(&container.id));
             Ok(())
         })
@@ -497,6 +498,7 @@ impl Engine {
                 engine.refresh_network(&container.id)?;
             }
             engine.save_spec(&container, spec)?;
+            engine.persist(&container).await?;
             engine.tell_network(&network, "disconnect", Some(&container.id));
             Ok(())
         })

@@ -113,6 +113,7 @@ impl Engine {
             }
             failpoint::hit("update.task")?;
             engine.save_spec(&container, spec)?;
+            engine.persist(&container).await?;
             failpoint::hit("update.row")?;
             engine.tell(&container, "update", &[]);
             Ok(warnings)

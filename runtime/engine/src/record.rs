@@ -10,11 +10,16 @@
 //! within [`SOON`], off the way of whatever changed them: a container that starts
 //! and ends in that time is written once, or not at all.
 //!
+//! What a verb acknowledges is on the disk by then ([`Engine::persist`]); that a container
+//! runs, or ended, follows with the record.
+//!
 //! **How it fails.** A record that cannot be written stays as it is, is told in
 //! the log, and is written with the next change or at the next start.
 
 use std::{
     collections::BTreeSet,
+    fs::File,
+    io,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -122,11 +127,40 @@ impl Engine {
             .map_err(|error| Error::internal(format!("record of container: {error}")))
     }
 
-    /// Writes the records of all that changed. Blocks.
+    /// Waits until the disk has what was asked of a container: before a change of it is
+    /// acknowledged, so that a power cut does not take it back. One that goes with its end
+    /// goes with a power cut, too, and nothing is waited for. Never on the way of a start.
+    ///
+    /// # Errors
+    /// When the disk does not take it.
+    pub(crate) async fn persist(&self, container: &Container) -> Result<()> {
+        if container.spec().auto_remove {
+            return Ok(());
+        }
+        let (engine, directory) = (self.clone(), self.directory(&container.id));
+        blocking(move || {
+            // The one that was removed is no more in the directory above.
+            let place = match File::open(&directory) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    File::open(directory.parent().unwrap_or(&directory))
+                }
+                place => place,
+            };
+            place
+                .and_then(|place| place.sync_all())
+                .map_err(|error| Error::io(format!("flush {}", directory.display()), error))?;
+            Ok(engine.0.db.sync()?)
+        })
+        .await?
+    }
+
+    /// Writes the records of all that changed, and has the disk take their rows. Blocks.
     pub(crate) fn write_records(&self) {
+        let mut lasting = false;
         for id in self.0.scribe.take() {
             // What was removed meanwhile needs none.
             let Ok(container) = self.find(id.as_str()) else { continue };
+            lasting |= !container.spec().auto_remove;
             let mut outcome = self.write_record(&container);
             if container.status().is_running() {
                 outcome = outcome.and(self.write_network_record(&id));
@@ -136,6 +170,9 @@ impl Engine {
             {
                 tracing::warn!(%error, container = id.short(), "write record");
             }
+        }
+        if lasting && let Err(error) = self.0.db.sync() {
+            tracing::warn!(%error, "flush the rows of containers");
         }
     }
 

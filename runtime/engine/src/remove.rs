@@ -118,6 +118,9 @@ impl Engine {
         self.0.db.delete_container(&container.id)?;
         self.0.containers.write().unwrap_or_else(PoisonError::into_inner).forget(container);
         self.tell(container, "destroy", &[]);
+        if let Err(error) = self.persist(container).await {
+            tracing::warn!(%error, container = container.id.short(), "removed, and a power cut may bring it back");
+        }
         container.tell_removed(None);
         if let Some(retired) = retired {
             // A million files take their time; their name is gone already, and
@@ -178,6 +181,7 @@ impl Engine {
                 containers.insert(&container);
             }
             engine.changed(&container.id);
+            engine.persist(&container).await?;
             if container.status().is_running()
                 && let Err(error) = engine.0.networks.rename(&container.id, &name)
             {

@@ -63,7 +63,16 @@ impl Engine {
             options.timeout.unwrap_or_else(|| spec.stop_timeout.map_or(STOP_TIMEOUT, i64::from));
         self.end(container, &shim, signal, timeout).await?;
         self.tell(container, "stop", &[]);
-        Ok(())
+        self.stay_stopped(container).await
+    }
+
+    /// Waits until the disk has that a container was stopped, where a restart policy would
+    /// start it again after a power cut.
+    async fn stay_stopped(&self, container: &Container) -> Result<()> {
+        match container.spec().restart {
+            RestartPolicy::No => Ok(()),
+            _ => self.persist(container).await,
+        }
     }
 
     /// Signal, patience, SIGKILL; `op` is not held: the exit needs it.
@@ -224,7 +233,7 @@ impl Engine {
                 )));
             }
         }
-        Ok(())
+        self.stay_stopped(container).await
     }
 
     /// Freezes it.

@@ -37,6 +37,7 @@ mod unreadable;
 pub mod volumes;
 
 use std::{
+    fs::File,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -159,6 +160,19 @@ impl Db {
     ) -> Result<T> {
         self.check_space()?;
         self.write_durable(change)
+    }
+
+    /// Waits until the disk has everything that was committed before. Others read and write
+    /// meanwhile. Blocks.
+    ///
+    /// # Errors
+    /// When the disk does not take it.
+    pub fn sync(&self) -> Result<()> {
+        // What is in the database itself was flushed before the log began anew.
+        let log = open::beside(&self.path, "-wal");
+        File::open(&log)
+            .and_then(|log| log.sync_all())
+            .map_err(|source| Error::Io { path: log.clone(), source })
     }
 
     /// Whether something new may be written.

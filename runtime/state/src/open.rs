@@ -84,7 +84,7 @@ pub(crate) fn open(path: &Path) -> Result<(Connection, Found)> {
 }
 
 /// The file that SQLite has beside a database.
-fn beside(path: &Path, suffix: &str) -> PathBuf {
+pub(crate) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()

@@ -1,7 +1,7 @@
 # Ends a world when its test has: stdin is a pipe whose other end only the test
 # has, so that it closes however the test ends, also killed by its runner.
 # Nothing here is needed after an orderly end, and nothing here minds that.
-# `world` is the world's directory; with `keep` its files stay.
+# `world` is the world's directory; with `keep` all but its exec root stays.
 cat > /dev/null
 
 # named: processes whose command lines name this world (the daemon, shims, clients).
@@ -23,6 +23,7 @@ for id in $(ls "$world/run/containers" 2> /dev/null); do
     tries=$((tries + 1))
   done
 done
-[ -n "$keep" ] && exit 0
+# /run is memory: it is empty after a power cut.
+[ -n "$keep" ] && exec rm -rf "$world/run"
 umount -l "$world/data" 2> /dev/null
 rm -rf "$world"

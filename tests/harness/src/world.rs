@@ -138,8 +138,6 @@ impl World {
         self.kill_daemon();
         let mut ended = undertaker(self.path());
         ensure!(ended.env("keep", "1").stdin(Stdio::null()).status()?.success(), "the undertaker");
-        // /run is memory: it is empty after a boot.
-        fs::remove_dir_all(self.exec_root())?;
         Ok(())
     }
 
@@ -343,7 +341,7 @@ fn guardian(world: &Path) -> Result<Child> {
         .context("start the guardian (setsid of util-linux)")
 }
 
-/// The guardian's program, not started yet; with `keep` in its environment the world's files stay.
+/// The guardian's program, not started yet; with `keep` in its environment the world stays, but for its exec root.
 fn undertaker(world: &Path) -> Command {
     let mut command = Command::new("setsid");
     command
