@@ -223,6 +223,8 @@ fn r17_the_image_s_environment_steers_nothing_of_ours() {
             "/hooks",
             json!({ "createRuntime": [{ "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["OWN=1"] }] }),
         );
+    // Where hooks find the root filesystem.
+    fs::create_dir(fixture.dir.path().join("rootfs")).expect("rootfs");
     let (stdio, mut pipes) = common::pipes();
     let created = fixture.create(stdio).expect("create");
     // What runs before the program has no environment at all: neither the image's nor ours.
