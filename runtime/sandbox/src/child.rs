@@ -3,7 +3,7 @@
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{Arc, OnceLock},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use knarr_sys::{HeldProcess, ProcessStat};
@@ -62,6 +62,25 @@ impl Child {
     /// Waits until it has ended, waited for or not; whether it has.
     pub fn ends_within(&self, time: Duration) -> bool {
         knarr_sys::ends_within(self.pidfd(), time)
+    }
+
+    /// Waits until nothing of its program runs any more. The first process of a pid namespace
+    /// has not ended before everybody in there was waited for, by whoever started them.
+    pub(crate) fn dies_within(&self, time: Duration) -> bool {
+        const STEP: Duration = Duration::from_millis(20);
+        let begun = Instant::now();
+        loop {
+            if self.ends_within(STEP) {
+                return true;
+            }
+            // Held by its pidfd, and not waited for: the number is its own.
+            if ProcessStat::of(self.pid()).is_ok_and(|stat| stat.is_exiting()) {
+                return true;
+            }
+            if begun.elapsed() > time {
+                return false;
+            }
+        }
     }
 
     /// Its number in our own pid namespace.

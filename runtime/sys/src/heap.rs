@@ -100,8 +100,9 @@ pub fn give_heap_back() {
         // Large blocks are mappings of their own; setting it also keeps it from moving.
         (libc::M_MMAP_THRESHOLD, 128 << 10),
         (libc::M_TRIM_THRESHOLD, 256 << 10),
-        // Each has a free list of its own.
-        (libc::M_ARENA_MAX, 4),
+        // Each has a free list of its own: what one guest gave back must serve the next,
+        // whichever thread that runs on.
+        (libc::M_ARENA_MAX, 1),
     ] {
         // JUSTIFICATION: mallopt(3) has no safe form.
         // SAFETY: it sets a number of the allocator's, takes its lock, and touches nothing

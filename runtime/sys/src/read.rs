@@ -139,6 +139,14 @@ impl ProcessStat {
         self.field(number)?.parse().ok()
     }
 
+    /// Whether it is on its way out for good (PF_EXITING): nothing of its program runs any
+    /// more, though it may wait, as the first of a pid namespace does until all others there
+    /// were waited for.
+    pub fn is_exiting(&self) -> bool {
+        const PF_EXITING: u64 = 4;
+        self.number(9).is_some_and(|flags| flags & PF_EXITING != 0)
+    }
+
     /// Its start, in clock ticks since boot: with the number it names a process
     /// for as long as the host is up.
     pub fn start_time(&self) -> u64 {

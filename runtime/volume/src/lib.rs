@@ -218,6 +218,9 @@ impl Volumes {
                 let _ = fs::rename(&retired, self.root.join(name));
                 return Err(error);
             }
+            // A power cut must not bring it back.
+            sync_dir(&self.root)?;
+            self.db.sync()?;
             retired
         };
         self.filling.lock().unwrap_or_else(PoisonError::into_inner).remove(&parsed);

@@ -7,7 +7,7 @@ use knarr_docker::{
     GraphDriver, HostConfig, HostPortBinding, KnarrWorkload, NetworkSettings, Words, ZERO_TIME,
 };
 use knarr_engine::{ContainerView, EndpointView, Status};
-use knarr_model::{ContainerSpec, NetworkMode, Workload};
+use knarr_model::{ContainerSpec, NetworkMode, RestartPolicy, Workload};
 
 use super::{list::abi, mount_point};
 
@@ -141,9 +141,7 @@ fn host_config(view: &ContainerView) -> HostConfig {
     host.log_config.config.get_or_insert_default();
     host.network_mode = network_mode(spec);
     host.port_bindings.get_or_insert_default();
-    if host.restart_policy.name.is_empty() {
-        host.restart_policy.name = "no".into();
-    }
+    updated(&mut host, spec);
     let known = &mut host.known;
     for (text, default) in [
         (&mut known.ipc_mode, "private"),
@@ -169,6 +167,40 @@ fn host_config(view: &ContainerView) -> HostConfig {
         host.readonly_paths = list(&READ_ONLY);
     }
     host
+}
+
+/// What `update` may have changed since.
+fn updated(host: &mut HostConfig, spec: &ContainerSpec) {
+    let (name, retries) = match spec.restart {
+        RestartPolicy::No => ("no", 0),
+        RestartPolicy::Always => ("always", 0),
+        RestartPolicy::UnlessStopped => ("unless-stopped", 0),
+        RestartPolicy::OnFailure { max_retries } => ("on-failure", max_retries.into()),
+    };
+    host.restart_policy.name = name.into();
+    host.restart_policy.maximum_retry_count = retries;
+    let of = &spec.resources;
+    let number = |field: &mut i64, value: Option<u64>| {
+        if let Some(value) = value.and_then(|value| i64::try_from(value).ok()) {
+            *field = value;
+        }
+    };
+    number(&mut host.memory, of.memory);
+    number(&mut host.memory_reservation, of.memory_reservation);
+    number(&mut host.nano_cpus, of.nano_cpus);
+    number(&mut host.cpu_shares, of.cpu_shares);
+    number(&mut host.cpu_period, of.cpu_period);
+    host.memory_swap = of.memory_swap.unwrap_or(host.memory_swap);
+    host.cpu_quota = of.cpu_quota.unwrap_or(host.cpu_quota);
+    if let Some(limit) = of.pids.and_then(|limit| i64::try_from(limit).ok()) {
+        host.pids_limit = Some(limit);
+    }
+    if let Some(set) = &of.cpuset_cpus {
+        host.cpuset_cpus.clone_from(set);
+    }
+    if let Some(set) = &of.cpuset_mems {
+        host.cpuset_mems.clone_from(set);
+    }
 }
 
 /// `bridge`, `host`, `none`, `container:…` or a network's name.

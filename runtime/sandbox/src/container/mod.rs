@@ -209,7 +209,7 @@ impl Container {
     pub fn kill_all(&self) -> Result<(), Error> {
         let told = self.init.kill(Signal::KILL);
         self.cgroup.kill_all().and(told)?;
-        if self.init.ends_within(PATIENCE) {
+        if self.init.dies_within(PATIENCE) {
             return Ok(());
         }
         let text = format!("first process of container {} does not die", self.id);
@@ -331,7 +331,7 @@ pub fn clean_up(cgroup: &Path, left: &Left) -> Result<(), Error> {
     let told = first.as_ref().map_or(Ok(()), |first| first.kill(Signal::KILL));
     Cgroup::open(cgroup)?.delete().and(told)?;
     match first {
-        Some(first) if !first.ends_within(PATIENCE) => {
+        Some(first) if !first.dies_within(PATIENCE) => {
             let text = format!("process {} does not die", first.pid());
             Err(Error::new(Failure::System, text))
         }
