@@ -1,6 +1,6 @@
 //! What the engine reads of the host, once, when it opens.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, sync::OnceLock};
 
 use knarr_sys::read;
 
@@ -75,7 +75,9 @@ fn swap_limit() -> bool {
 
 /// Changes with every boot: pids of another boot mean nothing (RELIABILITY K10, K11).
 pub(crate) fn boot_id() -> String {
-    first_line("/proc/sys/kernel/random/boot_id")
+    // Each record of a container asks; no process outlives its boot.
+    static BOOT: OnceLock<String> = OnceLock::new();
+    BOOT.get_or_init(|| first_line("/proc/sys/kernel/random/boot_id")).clone()
 }
 
 /// Memory of the host in bytes.

@@ -166,18 +166,7 @@ impl Db {
                     image.stored
                 ],
             )?;
-            for (position, layer) in image.layers.iter().enumerate() {
-                tx.execute(
-                    "INSERT OR REPLACE INTO image_layers VALUES (?1, ?2, ?3)",
-                    params![id, position as i64, layer.to_string()],
-                )?;
-            }
-            for blob in blobs {
-                tx.execute(
-                    "INSERT OR IGNORE INTO image_blobs VALUES (?1, ?2)",
-                    params![id, blob.to_string()],
-                )?;
-            }
+            put_content(tx, &id, &image.layers, blobs)?;
             for name in image.tags.iter().chain(&image.digests) {
                 put_name(tx, name, &id)?;
             }
@@ -269,18 +258,7 @@ impl Db {
             for table in ["image_layers", "image_blobs", "image_names"] {
                 tx.execute(&format!("DELETE FROM {table} WHERE image = ?1"), [&id])?;
             }
-            for (position, layer) in image.layers.iter().enumerate() {
-                tx.execute(
-                    "INSERT INTO image_layers VALUES (?1, ?2, ?3)",
-                    params![id, position as i64, layer.to_string()],
-                )?;
-            }
-            for blob in blobs {
-                tx.execute(
-                    "INSERT OR IGNORE INTO image_blobs VALUES (?1, ?2)",
-                    params![id, blob.to_string()],
-                )?;
-            }
+            put_content(tx, &id, &image.layers, blobs)?;
             for name in image.tags.iter().chain(&image.digests) {
                 tx.execute(
                     "INSERT OR REPLACE INTO image_names VALUES (?1, ?2)",
@@ -501,6 +479,23 @@ fn touch(tx: &Transaction<'_>, image: &str) -> Result<()> {
         |row| row.get(0),
     )?;
     tx.execute("UPDATE images SET revision = ?2 WHERE id = ?1", params![image, revision])?;
+    Ok(())
+}
+
+/// Records the layers and blobs of an image.
+fn put_content(tx: &Transaction<'_>, id: &str, layers: &[Digest], blobs: &[Digest]) -> Result<()> {
+    for (position, layer) in layers.iter().enumerate() {
+        tx.execute(
+            "INSERT OR REPLACE INTO image_layers VALUES (?1, ?2, ?3)",
+            params![id, position as i64, layer.to_string()],
+        )?;
+    }
+    for blob in blobs {
+        tx.execute(
+            "INSERT OR IGNORE INTO image_blobs VALUES (?1, ?2)",
+            params![id, blob.to_string()],
+        )?;
+    }
     Ok(())
 }
 

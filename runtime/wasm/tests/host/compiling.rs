@@ -3,7 +3,7 @@
 use std::{
     fmt::Write as _,
     fs,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     thread,
 };
 
@@ -86,17 +86,22 @@ fn w05_compile_bombs_end() {
     assert!(refused(&wat(&table(100_000))).contains("br_table"));
 }
 
-#[test]
-fn w05_the_compiler_works_within_limits() {
-    // It has confined itself before it reads the first byte, so it can be looked at while
-    // it waits for that.
-    let mut compiler = Command::new(HOST)
+/// A compiler that waits for its module.
+fn waiting() -> Child {
+    Command::new(HOST)
         .arg("compile")
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
-        .unwrap();
+        .unwrap()
+}
+
+#[test]
+fn w05_the_compiler_works_within_limits() {
+    // It has confined itself before it reads the first byte, so it can be looked at while
+    // it waits for that.
+    let mut compiler = waiting();
     let of = |path: String| fs::read_to_string(path).unwrap_or_default();
     let children = format!("/proc/{0}/task/{0}/children", compiler.id());
     let worker = loop {
@@ -154,13 +159,7 @@ fn w05_who_exceeds_a_limit_is_told_so() {
 
 #[test]
 fn w05_a_compiler_that_nobody_waits_for_ends() {
-    let mut compiler = Command::new(HOST)
-        .arg("compile")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut compiler = waiting();
     // Who asked for the code is gone, and with it the other end of this pipe.
     drop(compiler.stderr.take());
     compiler.wait().unwrap();
