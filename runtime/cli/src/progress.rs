@@ -36,9 +36,9 @@ pub async fn show(
         if quiet {
             continue;
         }
-        match &mut bars {
-            Some(bars) if bars.has_room_for(&message.id) => bars.update(&message),
-            _ => plain(&message, to_stderr),
+        let shown = bars.as_mut().is_some_and(|bars| bars.update(&message));
+        if !shown {
+            plain(&message, to_stderr);
         }
     }
     Ok(())
@@ -78,11 +78,12 @@ struct Bars {
 }
 
 impl Bars {
-    fn has_room_for(&self, id: &str) -> bool {
-        !id.is_empty() && (self.by_id.len() < BARS || self.by_id.contains_key(id))
-    }
-
-    fn update(&mut self, message: &JsonMessage) {
+    /// Shows a message on the bar of its id; false where it has none, and can have none.
+    fn update(&mut self, message: &JsonMessage) -> bool {
+        let room = self.by_id.len() < BARS || self.by_id.contains_key(&message.id);
+        if message.id.is_empty() || !room {
+            return false;
+        }
         let bar = self.by_id.entry(message.id.clone()).or_insert_with(|| {
             let bar = self.all.add(ProgressBar::new(0));
             bar.set_style(words());
@@ -105,6 +106,7 @@ impl Bars {
         } else {
             bar.tick();
         }
+        true
     }
 }
 
@@ -116,4 +118,29 @@ fn numbers() -> ProgressStyle {
     ProgressStyle::with_template("{prefix}: {msg:<12} [{bar:50}] {bytes}/{total_bytes}")
         .expect("a valid template")
         .progress_chars("=> ")
+}
+
+#[cfg(test)]
+mod tests {
+    use indicatif::ProgressDrawTarget;
+
+    use super::*;
+
+    #[test]
+    fn a13_there_are_so_many_bars_and_no_more() {
+        let hidden = MultiProgress::with_draw_target(ProgressDrawTarget::hidden());
+        let mut bars = Bars { all: hidden, by_id: HashMap::new() };
+        let message = |id: &str| JsonMessage {
+            status: "Waiting".into(),
+            id: id.into(),
+            ..JsonMessage::default()
+        };
+        for number in 0..10 * BARS {
+            let shown = bars.update(&message(&number.to_string()));
+            assert_eq!(shown, number < BARS, "{number}");
+        }
+        assert_eq!(bars.by_id.len(), BARS);
+        assert!(bars.update(&message("0")), "it has one");
+        assert!(!Bars::default().update(&message("")), "a message about nothing has none");
+    }
 }

@@ -96,3 +96,40 @@ pub(crate) fn of(spec: &ContainerSpec, host: &Host) -> Result<Vec<String>> {
 pub(crate) fn check(spec: &ContainerSpec, host: &Host) -> Result<()> {
     of(spec, host).map(drop)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn n07_only_who_may_set_addresses_is_believed_about_them() {
+        const NET_ADMIN: u32 = 12;
+        let whole = Host { last_capability: 40, ..Host::default() };
+        let poor = Host { lacking: 1 << NET_ADMIN, ..whole.clone() };
+        let may = |host: &Host, privileged: bool, add: &[&str], drop: &[&str]| {
+            let mut spec = ContainerSpec::default();
+            spec.security.privileged = privileged;
+            spec.security.cap_add = add.iter().map(|&name| name.into()).collect();
+            spec.security.cap_drop = drop.iter().map(|&name| name.into()).collect();
+            may_set_addresses(&spec, host)
+        };
+        let none: &[&str] = &[];
+        for (privileged, add, drop, wanted) in [
+            (false, none, none, false),
+            (false, &["NET_RAW", "SYS_ADMIN"], &[], false),
+            (false, &["NET_ADMIN"], &[], true),
+            (false, &["cap_net_admin"], &[], true),
+            (false, &["NET_ADMIN"], &["NET_ADMIN"], false),
+            (false, &["NET_ADMIN"], &["ALL"], true),
+            (false, &["ALL"], &[], true),
+            (false, &["ALL"], &["NET_ADMIN"], false),
+            (false, &[], &["ALL"], false),
+            (true, &[], &[], true),
+        ] {
+            let case = (privileged, add, drop);
+            assert_eq!(may(&whole, privileged, add, drop), wanted, "{case:?}");
+        }
+        // What the engine does not have, nobody has from it.
+        assert!(!may(&poor, true, none, none) && !may(&poor, false, &["ALL"], none));
+    }
+}

@@ -513,13 +513,14 @@ pub(crate) fn check_resources(
             "Conflicting options: Nano CPUs and CPU Period cannot both be set",
         ));
     }
-    let cpus = crate::host::cpus();
-    if let Some(nano) = resources.nano_cpus
-        && (nano == 0 || nano > u64::from(cpus) * 1_000_000_000)
-    {
-        return Err(Error::invalid(format!(
-            "Range of CPUs is from 0.01 to {cpus}.00, as there are only {cpus} CPUs available"
-        )));
+    if let Some(nano) = resources.nano_cpus {
+        // Read from the control groups, and only where it is asked for.
+        let cpus = crate::host::cpus();
+        if nano == 0 || nano > u64::from(cpus) * 1_000_000_000 {
+            return Err(Error::invalid(format!(
+                "Range of CPUs is from 0.01 to {cpus}.00, as there are only {cpus} CPUs available"
+            )));
+        }
     }
     if resources.cpu_period.is_some_and(|period| !(1000..=1_000_000).contains(&period)) {
         return Err(Error::invalid(

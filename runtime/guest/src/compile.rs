@@ -152,10 +152,9 @@ impl Compiler {
 
     /// The entry's code, where it is sound; else what is in doubt about it, where it is there.
     async fn look(&self, entry: &Entry) -> Result<std::result::Result<Code, Option<String>>> {
-        // Every start comes by here: only what is to be read waits for its place among others.
-        let asked = entry.clone();
-        let glance = tokio::task::spawn_blocking(move || asked.glance()).await;
-        let mut standing = glance.unwrap_or_else(|panic| Err(panic.into()));
+        // Every start comes by here, and three small files are quicker than a thread for
+        // them: only code that is to be read waits for its place among others.
+        let mut standing = entry.glance();
         if matches!(standing, Ok(Standing::Unread)) {
             let asked = entry.clone();
             standing = blocking(move || asked.standing()).await;

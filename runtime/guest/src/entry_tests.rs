@@ -78,6 +78,7 @@ fn w21_what_was_compiled_is_believed() {
     assert!(matches!(cache.entry.glance().unwrap(), Standing::Sound(_)), "and not read again");
     // After a boot, or as a copy from elsewhere, it is read once more and believed again.
     let booted = Entry { boot: "next".into(), ..cache.entry.clone() };
+    assert!(matches!(booted.glance().unwrap(), Standing::Unread), "of another boot");
     assert!(matches!(booted.standing().unwrap(), Standing::Sound(_)));
     std::fs::copy(put.path.as_path(), put.path.with_extension("copy")).unwrap();
     std::fs::rename(put.path.with_extension("copy"), &put.path).unwrap();

@@ -216,7 +216,7 @@ impl Inner {
         };
         // Before there is an interface: nothing passes unchecked.
         if let Some(source) = source(row) {
-            lock(&self.filter).source(source, true).map_err(Error::kernel(what.clone()))?;
+            lock(&self.filter).source(source).map_err(Error::kernel(what.clone()))?;
         }
         let needs_names = has_names(network) && self.dns_missing(&row.container);
         let sockets = self
@@ -298,7 +298,7 @@ impl Inner {
     }
 
     /// Deletes an endpoint's interface from a namespace that lives on.
-    fn unwire(&self, row: &EndpointRow) {
+    fn unwire(self: &Arc<Self>, row: &EndpointRow) {
         let gone = Socket::route().and_then(|socket| link::delete(&socket, &veth_name(row)));
         if let Err(error) = gone {
             tracing::warn!(%error, interface = veth_name(row), "cannot delete interface");
@@ -306,12 +306,18 @@ impl Inner {
         self.forget_source(row);
     }
 
-    /// An interface is gone, or silent. What would be left names no other.
-    fn forget_source(&self, row: &EndpointRow) {
-        let forgotten = source(row).map(|source| lock(&self.filter).source(source, false));
-        if let Some(Err(error)) = forgotten {
-            tracing::warn!(%error, interface = veth_name(row), "cannot forget its source");
+    /// An interface is gone, or silent: nobody waits until its source is forgotten.
+    fn forget_source(self: &Arc<Self>, row: &EndpointRow) {
+        let Some(source) = source(row) else { return };
+        if !lock(&self.filter).forget_source(&source) {
+            return;
         }
+        let inner = Arc::clone(self);
+        self.server.blocking(move || {
+            if let Err(error) = lock(&inner.filter).settle() {
+                tracing::warn!(%error, interface = source.end, "cannot forget its source");
+            }
+        });
     }
 
     /// Gives a container whose way out is gone another one.
@@ -344,7 +350,7 @@ impl Inner {
     }
 
     /// Removes everything of a container, and goes on after an error.
-    pub(crate) fn forget(&self, container: &ContainerId) -> Result<()> {
+    pub(crate) fn forget(self: &Arc<Self>, container: &ContainerId) -> Result<()> {
         let mut outcomes = vec![self.withdraw(container)];
         // Sockets close here; the rest of it is rows.
         let running: Option<Running> = lock(&self.running).remove(container);

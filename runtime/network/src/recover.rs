@@ -251,7 +251,7 @@ impl Inner {
         self.refresh_filter()
     }
 
-    fn reconcile(&self, live: &HashMap<&ContainerId, u32>, errors: &mut Vec<Error>) -> Result<()> {
+    fn reconcile(self: &Arc<Self>, live: &HashMap<&ContainerId, u32>, errors: &mut Vec<Error>) -> Result<()> {
         let endpoints = self.db.endpoints()?;
         let ports = self.db.ports()?;
         let all = endpoints.iter().map(|row| &row.container);
@@ -400,7 +400,7 @@ async fn watch(socket: &AsyncFd<Socket>, inner: &Weak<Inner>, table: &str, own: 
         }
         ready.clear_ready();
         let Some(inner) = inner.upgrade() else { return };
-        let filter = lock(&inner.filter);
+        let mut filter = lock(&inner.filter);
         if inner.left.load(Ordering::Relaxed) {
             return;
         }

@@ -92,6 +92,13 @@ async fn a_hosts_file_is_read_anew_and_only_where_it_is_a_file() {
     fs::remove_file(&path).unwrap();
     rustix::fs::mkfifoat(rustix::fs::CWD, &path, Mode::from_raw_mode(0o600)).unwrap();
     assert!(at.hosts.read().is_empty());
+    // A device says what it is asked for, without an end.
+    fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+    let open = Resolver::of(Some(File::open(&path).unwrap()), None);
+    for resolver in [&open, &at] {
+        assert!(resolver.hosts.read().is_empty());
+    }
 }
 
 /// A server that answers with what `answer` makes of a question.

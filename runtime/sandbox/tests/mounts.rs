@@ -288,6 +288,21 @@ fn r05_what_docker_lets_be_bound_is_bound() {
     let fake = without(Fixture::new(&["/bin/true"]), &["/proc"]);
     let error = fake.mount(bind(dir.path(), "/proc", &["rbind"])).try_run().expect_err("no procfs");
     assert_eq!(error.failure(), Failure::InvalidSpec, "{error}");
+    // By name it may be the host's own: knarr-init looks at what it has been given.
+    let real = tempfile::tempdir().expect("directory");
+    in_own_namespace(|| {
+        let (proc, none) = (Path::new("/proc"), None::<&str>);
+        mount(Some(proc), real.path(), none, MsFlags::MS_BIND, none).expect("bind");
+        tmpfs(proc);
+        // What we ourselves look up there.
+        for name in ["self", "thread-self"] {
+            symlink(real.path().join(name), proc.join(name)).expect("link");
+        }
+        let fake = without(Fixture::new(&["/bin/true"]), &["/proc"]);
+        let error = fake.mount(bind(proc, "/proc", &["rbind"])).try_run().expect_err("a tmpfs");
+        assert_eq!(error.failure(), Failure::InvalidSpec, "{error}");
+        assert!(error.to_string().contains("it would cover"), "{error}");
+    });
 }
 
 #[test]

@@ -645,10 +645,17 @@ mod tests {
     fn k08_the_last_word_about_a_name_holds() {
         let directory = tempfile::tempdir().unwrap();
         let db = Db::open(&directory.path().join("db")).unwrap();
+        let revision = |byte| db.image_record(&digest(byte)).unwrap().unwrap().revision;
         db.image_put(&image(9, &["web:1", "web:2"]), &[digest(9)], "").unwrap();
+        let first = revision(9);
         db.image_put(&image(10, &["web:1"]), &[digest(10)], "").unwrap();
+        let lost = revision(9);
+        assert!(lost > first && revision(10) > lost, "one lost a name, another has it since");
         db.image_name(&"web:3".parse().unwrap(), &digest(9)).unwrap();
+        let named = revision(9);
+        assert!(named > revision(10), "it has a name more");
         db.image_unname(&["web:2".parse().unwrap()]).unwrap();
+        assert!(revision(9) > named, "it has a name less");
         let mut records: Vec<ImageRecord> =
             [9, 10].iter().map(|byte| db.image_record(&digest(*byte)).unwrap().unwrap()).collect();
         assert_eq!(records[0].image.tags, ["web:3".parse().unwrap()]);

@@ -32,6 +32,7 @@
 #![forbid(unsafe_code)]
 
 mod blobs;
+mod calls;
 mod decompress;
 mod error;
 mod extract;

@@ -31,7 +31,7 @@ const LINKS_MAX: usize = 40;
 /// Bytes of all components together.
 const PATH_MAX: usize = 4096;
 
-/// How many components of paths a layer's links may still cost.
+/// What a layer's links may still cost: about as many components of paths.
 #[derive(Debug)]
 pub(crate) struct Work {
     left: u64,
@@ -44,6 +44,9 @@ impl Work {
     const ENTRY: u64 = 1024;
     /// What each component of an entry's own path adds.
     const COMPONENT: u64 = 4;
+    /// What a name costs that is looked at by itself: a few calls, where the names of a
+    /// whole path cost one together.
+    const LOOK: usize = 16;
 
     pub(crate) fn new() -> Self {
         Self { left: Self::FIRST }
@@ -165,25 +168,28 @@ impl Way<'_> {
                 self.missing += 1;
                 self.resolved.push(part);
             }
-            _ => match look(self.here(), &part) {
-                Ok(Found::Link(target)) => {
-                    self.length -= part.len() + 1;
-                    return Ok(Some(target));
+            _ => {
+                work.spend(Work::LOOK)?;
+                match look(self.here(), &part) {
+                    Ok(Found::Link(target)) => {
+                        self.length -= part.len() + 1;
+                        return Ok(Some(target));
+                    }
+                    Ok(Found::Directory(fd)) => {
+                        self.at = Some(fd);
+                        self.resolved.push(part);
+                    }
+                    // A whiteout makes way for a directory when it is opened.
+                    Ok(Found::Whiteout | Found::Nothing) => {
+                        self.missing = 1;
+                        self.resolved.push(part);
+                    }
+                    Ok(Found::Other) => {
+                        return refused(format!("its parent {:?} is no directory", shown()));
+                    }
+                    Err(e) => return stopped(&part, e),
                 }
-                Ok(Found::Directory(fd)) => {
-                    self.at = Some(fd);
-                    self.resolved.push(part);
-                }
-                // A whiteout makes way for a directory when it is opened.
-                Ok(Found::Whiteout | Found::Nothing) => {
-                    self.missing = 1;
-                    self.resolved.push(part);
-                }
-                Ok(Found::Other) => {
-                    return refused(format!("its parent {:?} is no directory", shown()));
-                }
-                Err(e) => return stopped(&part, e),
-            },
+            }
         }
         Ok(None)
     }

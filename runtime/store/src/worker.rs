@@ -10,9 +10,11 @@
 //! process that has nothing: no privilege but those that owners, nodes and
 //! overlayfs' marks need, no more of the file system than the one layer's
 //! directory (it is the process's root, and devices in it cannot be opened), no
-//! network, no descriptors but its three, and limits of memory, processor time and descriptors of its own. The digest of
-//! the compressed bytes is the parent's; that of the archive is the child's, so
-//! the child is trusted with the layer that it makes, and with nothing else.
+//! network, no descriptors but its three, limits of memory, processor time and
+//! descriptors of its own, and no system calls but those of its work (`calls.rs`).
+//! The digest of the compressed bytes is the parent's; that of the archive is the
+//! child's, so the child is trusted with the layer that it makes, and with nothing
+//! else.
 //!
 //! **How it fails.** Where the child ends without an answer, the layer is
 //! refused: [`Error::Stopped`] where its own limits ended it. The caller removes
@@ -38,7 +40,7 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Error, Limits, Result,
+    Error, Limits, Result, calls,
     layers::{Done, unpack_here},
 };
 
@@ -271,5 +273,6 @@ fn confine() -> rustix::io::Result<()> {
     let have = capabilities(None)?;
     let kept = have.permitted.intersection(NEEDED);
     let none = CapabilitySet::empty();
-    set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: none })
+    set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: none })?;
+    calls::confine()
 }

@@ -51,6 +51,8 @@ pub fn members(dir: &Path) -> io::Result<Vec<u32>> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
     use super::*;
 
     #[test]
@@ -62,10 +64,15 @@ mod tests {
             dir.push("x");
             fs::create_dir(&dir).expect("a level");
         }
+        // Fewer than there are levels.
+        let usual = getrlimit(Resource::Nofile);
+        let few = Rlimit { current: Some(64), maximum: usual.maximum };
+        setrlimit(Resource::Nofile, few).expect("a limit of descriptors");
         let found = members(root.path()).expect("members");
         assert_eq!(found, (1..=1500).collect::<Vec<u32>>());
         let groups = groups(root.path());
         assert_eq!((groups.len(), groups.last()), (1501, Some(&dir)));
+        setrlimit(Resource::Nofile, usual).expect("the limit as it was");
         assert_eq!(members(&root.path().join("none")).expect("none"), [0; 0]);
         // Deeper than the standard library can remove.
         for group in groups.iter().skip(1).rev() {

@@ -9,7 +9,10 @@ use std::{
     },
     path::{Path, PathBuf},
     process::Command,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread,
 };
 
@@ -123,6 +126,15 @@ fn k07_few_descriptors_are_enough() {
     assert!(!tree.exists() && !twin.exists());
 }
 
+/// How often a thread went to sleep, by its open status file (proc_pid_status(5)).
+fn sleeps(status: &fs::File) -> u64 {
+    let mut text = [0; 4096];
+    let read = status.read_at(&mut text, 0).unwrap();
+    let text = String::from_utf8_lossy(&text[..read]).into_owned();
+    let count = text.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    count.unwrap_or_else(|| panic!("no count in {text}")).trim().parse().unwrap()
+}
+
 #[test]
 fn k07_a_removal_waits_for_descriptors_that_others_have() {
     if !with_few_descriptors("k07_a_removal_waits_for_descriptors_that_others_have") {
@@ -131,12 +143,25 @@ fn k07_a_removal_waits_for_descriptors_that_others_have() {
     let scratch = scratch();
     let tree = scratch.path().join("tree");
     grow(&tree, 100);
-    let others: Vec<fs::File> = std::iter::from_fn(|| fs::File::open("/dev/null").ok()).collect();
+    let (say, heard) = mpsc::channel();
+    let (go, begin) = mpsc::channel();
     let removal = thread::spawn({
         let tree = tree.clone();
-        move || remove(&tree)
+        move || {
+            say.send(fs::File::open("/proc/thread-self/status").unwrap()).unwrap();
+            begin.recv().unwrap();
+            remove(&tree)
+        }
     });
-    // It cannot have begun: there was none for it to have.
+    let status = heard.recv().unwrap();
+    let others: Vec<fs::File> = std::iter::from_fn(|| fs::File::open("/dev/null").ok()).collect();
+    let before = sleeps(&status);
+    go.send(()).unwrap();
+    // It may have gone to sleep once to hear that word. What is more, it waits.
+    while sleeps(&status) < before + 4 {
+        assert!(!removal.is_finished(), "it did not wait");
+        thread::yield_now();
+    }
     assert!(tree.join("d").is_dir());
     drop(others);
     removal.join().unwrap().unwrap();

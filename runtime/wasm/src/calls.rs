@@ -16,11 +16,8 @@
 //! Found with strace(1) over the guests of the tree, and by reading what wasmtime's
 //! file, clock and socket functions call.
 
-use std::collections::BTreeMap;
-
 use knarr_sys::seccomp::{
-    ALLOW, Condition, ERRNO, Instruction, Intervals, KILL_PROCESS, Operator, Outcome, assemble,
-    load_seccomp_filter,
+    ALLOW, ENOENT, EPERM, Filter, Instruction, KILL_PROCESS, equals, load_seccomp_filter, masked,
 };
 use libc::c_long;
 use wasmtime::{Result, error::Context as _};
@@ -90,55 +87,6 @@ const WAITING: &[c_long] = &[
     libc::SYS_epoll_wait,
     libc::SYS_eventfd2,
     libc::SYS_rt_sigtimedwait,
-];
-
-/// Memory, threads, time and open descriptors: what any Rust program needs.
-const ANY: &[c_long] = &[
-    libc::SYS_brk,
-    libc::SYS_clock_getres,
-    libc::SYS_clock_gettime,
-    libc::SYS_clock_nanosleep,
-    libc::SYS_close,
-    libc::SYS_exit,
-    libc::SYS_exit_group,
-    libc::SYS_futex,
-    libc::SYS_get_robust_list,
-    libc::SYS_getcpu,
-    libc::SYS_getegid,
-    libc::SYS_geteuid,
-    libc::SYS_getgid,
-    libc::SYS_getpid,
-    libc::SYS_getrandom,
-    libc::SYS_getrlimit,
-    libc::SYS_getrusage,
-    libc::SYS_gettid,
-    libc::SYS_gettimeofday,
-    libc::SYS_getuid,
-    libc::SYS_madvise,
-    libc::SYS_membarrier,
-    libc::SYS_mremap,
-    libc::SYS_munmap,
-    libc::SYS_nanosleep,
-    libc::SYS_poll,
-    libc::SYS_ppoll,
-    libc::SYS_read,
-    libc::SYS_readv,
-    libc::SYS_restart_syscall,
-    libc::SYS_rseq,
-    libc::SYS_rt_sigaction,
-    libc::SYS_rt_sigprocmask,
-    libc::SYS_rt_sigreturn,
-    libc::SYS_sched_getaffinity,
-    libc::SYS_sched_yield,
-    libc::SYS_set_robust_list,
-    libc::SYS_set_tid_address,
-    libc::SYS_sigaltstack,
-    libc::SYS_sysinfo,
-    libc::SYS_time,
-    libc::SYS_times,
-    libc::SYS_uname,
-    libc::SYS_write,
-    libc::SYS_writev,
 ];
 
 /// What somebody may try and do without: the first filter allows it, and no guest of ours
@@ -227,109 +175,14 @@ const REFUSED: &[c_long] = &[
     libc::SYS_utimes,
 ];
 
-/// Newer calls that libraries try before older ones. `clone3` is among them because its
-/// flags lie in memory, where a filter cannot see them.
-const UNKNOWN: &[c_long] = &[
-    libc::SYS_clone3,
-    libc::SYS_epoll_pwait2,
-    454, // futex_wake
-    455, // futex_wait
-    libc::SYS_futex_waitv,
-    libc::SYS_process_madvise,
-];
-
-/// The first number behind those that this list was made from (Linux 6.11): ENOSYS, as a
-/// kernel of that time answers.
-const NEWER: u32 = 463;
-
-const EPERM: u32 = ERRNO | 1;
-const ENOENT: u32 = ERRNO | 2;
-const ENOSYS: u32 = ERRNO | 38;
-
-/// Flags of a thread, and what a process or a namespace would have: CLONE_VM,
-/// CLONE_SIGHAND and CLONE_THREAD, and none of CLONE_NEW*.
-const THREAD: (u64, u64) = (0x7e02_0000 | 0x0001_0900, 0x0001_0900);
-const PROT_EXEC: u64 = 4;
 /// What a socket's type may be beside its kind: SOCK_NONBLOCK, SOCK_CLOEXEC.
 const SOCKET_FLAGS: u64 = 0o2_004_000;
-
-fn is(index: u8, value: u64) -> Condition {
-    Condition { index, operator: Operator::Equal, value, second: 0, narrow: true }
-}
-
-fn masked(index: u8, mask: u64, left: u64, narrow: bool) -> Condition {
-    Condition { index, operator: Operator::Masked, value: mask, second: left, narrow }
-}
-
-/// A filter under construction.
-#[derive(Default)]
-struct Filter(BTreeMap<u32, Outcome>);
-
-impl Filter {
-    fn answer(mut self, calls: &[c_long], action: u32) -> Self {
-        self.0.extend(calls.iter().map(|call| (*call as u32, Outcome::Action(action))));
-        self
-    }
-
-    /// Allowed where all conditions of one of the lists hold; else this is the answer.
-    fn only(mut self, call: c_long, lists: Vec<Vec<Condition>>, otherwise: u32) -> Self {
-        let mut rules: Vec<_> = lists.into_iter().map(|list| (list, ALLOW)).collect();
-        rules.push((Vec::new(), otherwise));
-        self.0.insert(call as u32, Outcome::Compare(rules));
-        self
-    }
-
-    /// What both programs need, with arguments that are harmless.
-    fn common(self) -> Self {
-        let this_process = u64::from(std::process::id());
-        let not_executable = || vec![vec![masked(2, PROT_EXEC, 0, false)]];
-        self.answer(ANY, ALLOW)
-            .answer(UNKNOWN, ENOSYS)
-            .only(libc::SYS_mmap, not_executable(), KILL_PROCESS)
-            .only(libc::SYS_mprotect, not_executable(), KILL_PROCESS)
-            .only(libc::SYS_clone, vec![vec![masked(0, THREAD.0, THREAD.1, false)]], KILL_PROCESS)
-            .only(libc::SYS_tgkill, vec![vec![is(0, this_process)]], KILL_PROCESS)
-            // Limits are read, of this process, and not set.
-            .only(libc::SYS_prlimit64, vec![vec![is(0, 0), masked(2, u64::MAX, 0, false)]], EPERM)
-            // Names of threads and of memory.
-            .only(
-                libc::SYS_prctl,
-                [
-                    15,          /* PR_SET_NAME */
-                    16,          /* PR_GET_NAME */
-                    0x5356_4d41, /* PR_SET_VMA */
-                ]
-                .map(|option| vec![is(0, option)])
-                .to_vec(),
-                EPERM,
-            )
-    }
-
-    fn program(self) -> Vec<Instruction> {
-        let mut intervals: Intervals = Vec::new();
-        let mut next = 0;
-        for (number, outcome) in self.0 {
-            if number > next {
-                intervals.push((next, Outcome::Action(KILL_PROCESS)));
-            }
-            next = number + 1;
-            match intervals.last() {
-                Some((_, last)) if *last == outcome => {}
-                _ => intervals.push((number, outcome)),
-            }
-        }
-        intervals.push((next, Outcome::Action(KILL_PROCESS)));
-        if next < NEWER {
-            intervals.push((NEWER, Outcome::Action(ENOSYS)));
-        }
-        assemble(Some(&intervals), None, None, KILL_PROCESS)
-    }
-}
 
 /// For `run` and `serve`; `network` is whether one was granted.
 fn running(network: bool) -> Vec<Instruction> {
     let mut filter = Filter::default()
         .common()
+        .threads()
         .answer(FILES, ALLOW)
         .answer(WAITING, ALLOW)
         .answer(REFUSED, EPERM)
@@ -344,14 +197,14 @@ fn running(network: bool) -> Vec<Instruction> {
                 libc::F_SETFL,
                 libc::F_DUPFD_CLOEXEC,
             ]
-            .map(|command| vec![is(1, command as u64)])
+            .map(|command| vec![equals(1, command as u64)])
             .to_vec(),
             EPERM,
         )
         .only(
             libc::SYS_ioctl,
             [libc::FIONREAD, libc::FIONBIO, libc::FIOCLEX, libc::TCGETS, libc::TIOCGWINSZ]
-                .map(|request| vec![is(1, request)])
+                .map(|request| vec![equals(1, request)])
                 .to_vec(),
             EPERM,
         );
@@ -364,9 +217,9 @@ fn running(network: bool) -> Vec<Instruction> {
                 for protocol in [0, protocol] {
                     let all = u64::from(u32::MAX) & !SOCKET_FLAGS;
                     kinds.push(vec![
-                        is(0, family as u64),
+                        equals(0, family as u64),
                         masked(1, all, kind as u64, true),
-                        is(2, protocol as u64),
+                        equals(2, protocol as u64),
                     ]);
                 }
             }
@@ -387,7 +240,9 @@ fn running(network: bool) -> Vec<Instruction> {
         ];
         filter = filter.answer(SOCKETS, ALLOW).only(libc::SYS_socket, kinds, KILL_PROCESS).only(
             libc::SYS_setsockopt,
-            options.map(|(level, name)| vec![is(1, level as u64), is(2, name as u64)]).to_vec(),
+            options
+                .map(|(level, name)| vec![equals(1, level as u64), equals(2, name as u64)])
+                .to_vec(),
             EPERM,
         );
     }
@@ -408,6 +263,7 @@ fn compiling() -> Vec<Instruction> {
     ];
     Filter::default()
         .common()
+        .threads()
         .answer(&none, ENOENT)
         .answer(&[libc::SYS_fstat, libc::SYS_lseek], ALLOW)
         .answer(&[libc::SYS_fcntl, libc::SYS_ioctl, libc::SYS_getcwd], EPERM)
@@ -431,44 +287,14 @@ fn load(program: &[Instruction]) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use knarr_sys::seccomp::{
-        AND, ARCH_X86_64, EQUAL, GREATER, GREATER_OR_EQUAL, JUMP, LOAD, RETURN,
-    };
+    use knarr_sys::seccomp::{ANY, ARCH_X86_64};
 
     use super::*;
 
-    /// What the kernel makes of a program, for the instructions that we use.
+    /// What the kernel makes of a program.
     fn answer(program: &[Instruction], number: c_long, args: &[u64]) -> u32 {
-        let mut words = vec![number as u32, ARCH_X86_64, 0, 0];
-        for place in 0..6 {
-            let arg = args.get(place).copied().unwrap_or(0);
-            words.extend([arg as u32, (arg >> 32) as u32]);
-        }
-        let (mut a, mut at) = (0u32, 0usize);
-        loop {
-            let i = program[at];
-            at += 1;
-            let holds = match i.code {
-                LOAD => {
-                    a = words[i.k as usize / 4];
-                    continue;
-                }
-                AND => {
-                    a &= i.k;
-                    continue;
-                }
-                JUMP => {
-                    at += i.k as usize;
-                    continue;
-                }
-                RETURN => return i.k,
-                EQUAL => a == i.k,
-                GREATER => a > i.k,
-                GREATER_OR_EQUAL => a >= i.k,
-                code => panic!("unknown instruction {code:#x}"),
-            };
-            at += usize::from(if holds { i.yes } else { i.no });
-        }
+        let all = std::array::from_fn(|place| args.get(place).copied().unwrap_or(0));
+        knarr_sys::seccomp::answer(program, ARCH_X86_64, number as u32, all)
     }
 
     #[test]

@@ -203,10 +203,16 @@ fn confine(most: Limits) -> Result<()> {
     }
     // Whoever started it, and wherever: no file by name, no port, no neighbour; then no
     // system call but for reading, writing and computing.
+    grant_nothing()?;
+    calls::confine_compiler()
+}
+
+/// Landlock without a rule, for this thread and those that it starts.
+fn grant_nothing() -> Result<()> {
     if let Some(rules) = Ruleset::new(Tcp::Denied).context("cannot use Landlock")? {
         rules.restrict().context("cannot use Landlock")?;
     }
-    calls::confine_compiler()
+    Ok(())
 }
 
 fn become_nobody() -> nix::Result<()> {
@@ -227,5 +233,26 @@ mod tests {
         // clang's 75 MB take 80 s and the whole of the memory.
         assert_eq!(at(75), Limits { seconds: MAX_SECONDS, memory: MAX_MEMORY });
         assert_eq!(Limits::of_size(u64::MAX).memory, MAX_MEMORY);
+    }
+
+    #[test]
+    fn w27_no_file_is_opened_where_the_filter_of_system_calls_is_not() {
+        // In a thread of its own: nothing is given back.
+        let confined = thread::spawn(|| {
+            if Ruleset::new(Tcp::Denied).unwrap().is_none() {
+                eprintln!("this kernel has no Landlock");
+                return;
+            }
+            rustix::thread::set_no_new_privs(true).unwrap();
+            grant_nothing().unwrap();
+            for path in ["/etc/passwd", "/proc/self/status", "/"] {
+                let denied = std::fs::File::open(path).unwrap_err();
+                assert_eq!(denied.kind(), io::ErrorKind::PermissionDenied, "{path}");
+            }
+            let denied = std::net::TcpListener::bind("127.0.0.1:0").map(drop);
+            let knows_tcp = Ruleset::new(Tcp::Denied).unwrap().is_some_and(|one| one.knows_tcp());
+            assert_eq!(denied.is_err(), knows_tcp);
+        });
+        confined.join().unwrap();
     }
 }

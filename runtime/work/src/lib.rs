@@ -145,7 +145,11 @@ impl<T> Running<T> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
+    use std::{
+        pin::pin,
+        sync::mpsc,
+        task::{Context, Waker},
+    };
 
     use super::*;
 
@@ -160,12 +164,12 @@ mod tests {
             let wait = wait.clone();
             running.push(ONE.place().await.start(move || wait.lock().unwrap().recv()).unwrap());
         }
-        let third = tokio::spawn(ONE.run(|| 3));
+        let mut third = pin!(ONE.place());
+        let looked = third.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        assert!(looked.is_pending(), "there are two places, and both are taken");
         assert_eq!(OTHER.run(|| 7).await.unwrap(), 7);
-        tokio::task::yield_now().await;
-        assert!(!third.is_finished());
         end.send(()).unwrap();
-        assert_eq!(third.await.unwrap().unwrap(), 3);
+        assert_eq!(third.await.start(|| 3).unwrap().outcome().await.unwrap(), 3);
         end.send(()).unwrap();
         for one in running {
             one.outcome().await.unwrap().unwrap();

@@ -90,6 +90,23 @@ mod tests {
     }
 
     #[test]
+    fn memory_is_the_limit_or_the_machines() {
+        let with = |limit: i64| {
+            let memory = format!(r#"{{"memory":{{"limit":{limit}}}}}"#);
+            spec(&format!(r#"{{"ociVersion":"1.0.2","linux":{{"resources":{memory}}}}}"#))
+        };
+        assert_eq!(memory(&with(16 << 20)), Some(16 << 20));
+        // What the kernel says elsewhere. A balloon may take some of it meanwhile.
+        let text = std::fs::read_to_string("/proc/meminfo").unwrap();
+        let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:")).unwrap();
+        let machine = total.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10;
+        for none in [spec(r#"{"ociVersion":"1.0.2"}"#), with(0), with(-1), with(i64::MAX)] {
+            let most = memory(&none).unwrap();
+            assert!(most.abs_diff(machine) < machine / 8, "{most} of {machine}");
+        }
+    }
+
+    #[test]
     fn directories_are_granted_as_the_bundle_mounts_them() {
         let spec = spec(
             r#"{"ociVersion":"1.0.2","mounts":[

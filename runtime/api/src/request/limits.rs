@@ -126,9 +126,15 @@ fn memory(host: &HostConfig, resources: &mut Resources, warnings: &mut Vec<Strin
     }
 }
 
+/// Processors of this machine. Read from the control groups: to be asked only for a request
+/// that names some.
+fn cpus() -> i64 {
+    std::thread::available_parallelism().map_or(1, |n| n.get() as i64)
+}
+
 fn cpu(host: &HostConfig, resources: &mut Resources) -> Result<()> {
-    let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as i64);
     if host.nano_cpus != 0 {
+        let cpus = cpus();
         for (set, what) in [(host.cpu_period != 0, "Period"), (host.cpu_quota != 0, "Quota")] {
             if set {
                 return Err(ApiError::invalid(format!(
@@ -172,10 +178,11 @@ fn cpu(host: &HostConfig, resources: &mut Resources) -> Result<()> {
 }
 
 /// `0-2,4`, each number on this machine.
-fn cpuset(text: &str, what: &str, available: Option<i64>) -> Result<Option<String>> {
+fn cpuset(text: &str, what: &str, available: Option<fn() -> i64>) -> Result<Option<String>> {
     if text.is_empty() {
         return Ok(None);
     }
+    let available = available.map(|count| count());
     let bad = || ApiError::invalid(format!("Invalid value {} for cpuset {what}", short(text)));
     let number = |part: &str| part.trim().parse::<u32>().map_err(|_| bad());
     for range in text.split(',') {

@@ -123,6 +123,9 @@ pub(crate) struct Filter {
     socket: Socket,
     table: String,
     contents: Contents,
+    /// Sources that the kernel may still have: they name interfaces that are gone, and no
+    /// other will have their names.
+    forgotten: Vec<Source>,
     /// What the kernel has: bridges are an option of it.
     families: &'static [Family],
 }
@@ -132,7 +135,7 @@ impl Filter {
     pub(crate) fn load(instance: &str, contents: Contents) -> io::Result<Self> {
         let (socket, table) = (Socket::netfilter()?, format!("knarr-{instance}"));
         let families = &[Family::Inet, Family::Bridge];
-        let mut filter = Self { socket, table, contents, families };
+        let mut filter = Self { socket, table, contents, forgotten: Vec::new(), families };
         match filter.reload() {
             // The kernel has no chains for bridges (CONFIG_NF_TABLES_BRIDGE).
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EOPNOTSUPP)) => {
@@ -154,7 +157,8 @@ impl Filter {
     }
 
     /// Loads everything again.
-    pub(crate) fn reload(&self) -> io::Result<()> {
+    pub(crate) fn reload(&mut self) -> io::Result<()> {
+        self.forgotten.clear();
         let mut transaction = Transaction::new(&self.table);
         for family in self.families {
             transaction.reset_table(*family);
@@ -194,6 +198,7 @@ impl Filter {
             transaction.elements(set, &come, true);
         }
         let outcome = if changed { self.commit(transaction) } else { Ok(()) };
+        self.forgotten.retain(|source| !contents.sources.contains(source));
         self.contents = contents;
         if changed {
             self.ensure_beside();
@@ -222,19 +227,36 @@ impl Filter {
         self.commit(transaction).or_else(|_| self.reload())
     }
 
-    /// Adds or takes away the source of a container's packets.
-    pub(crate) fn source(&mut self, source: Source, add: bool) -> io::Result<()> {
-        let part = Contents { sources: [source.clone()].into(), ..Contents::default() };
-        let changed = match add {
-            true => self.contents.sources.insert(source),
-            false => self.contents.sources.remove(&source),
-        };
-        if !changed || !self.families.contains(&Family::Bridge) {
+    /// Adds the source of a container's packets, and takes away those that are forgotten.
+    pub(crate) fn source(&mut self, source: Source) -> io::Result<()> {
+        let new = self.contents.sources.insert(source.clone());
+        self.sources(new.then_some(source))
+    }
+
+    /// A container's packets have no source any more. The kernel hears of it with the next
+    /// change of sources: whether there is something to tell it.
+    pub(crate) fn forget_source(&mut self, source: &Source) -> bool {
+        let known = self.contents.sources.take(source);
+        self.forgotten.extend(known);
+        !self.forgotten.is_empty()
+    }
+
+    /// Takes away the sources that are forgotten.
+    pub(crate) fn settle(&mut self) -> io::Result<()> {
+        self.sources(None)
+    }
+
+    fn sources(&mut self, come: Option<Source>) -> io::Result<()> {
+        let gone = std::mem::take(&mut self.forgotten);
+        if (gone.is_empty() && come.is_none()) || !self.families.contains(&Family::Bridge) {
             return Ok(());
         }
+        let of = |sources: BTreeSet<Source>| Contents { sources, ..Contents::default() };
+        let (gone, come) = (of(gone.into_iter().collect()), of(come.into_iter().collect()));
         let mut transaction = Transaction::new(&self.table);
         for set in [Set::Ends, Set::Sources] {
-            transaction.elements(set, &part.elements(set), add);
+            transaction.elements(set, &gone.elements(set), false);
+            transaction.elements(set, &come.elements(set), true);
         }
         self.commit(transaction).or_else(|_| self.reload())
     }

@@ -66,6 +66,14 @@ fn ip(arguments: &[&str]) {
     assert!(status.success(), "ip {arguments:?}");
 }
 
+/// What the kernel knows of a neighbour, in this namespace.
+fn neighbour(address: Ipv4Addr) -> String {
+    let output =
+        Command::new("ip").args(["neighbour", "show", &address.to_string()]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
 #[test]
 fn n07_forged_sources_arrive_nowhere() {
     in_netns(|| {
@@ -119,9 +127,13 @@ fn n07_nobody_takes_an_address_that_was_not_given() {
         // Nobody hears from ARP where it is.
         take(&b, another(77));
         assert!(!a.knock(another(77), 80));
+        // Packets from there are dropped as well: what is believed is in the list of neighbours.
+        let known = |address: Ipv4Addr| a.run(move || neighbour(address));
+        assert!(!known(another(77)).contains("lladdr"), "{}", known(another(77)));
         // Whoever may set addresses (CAP_NET_ADMIN) is believed.
         take(&c, another(78));
         assert_eq!(a.get(another(78), 80).as_deref(), Some("c"));
+        assert!(known(another(78)).contains("lladdr"), "{}", known(another(78)));
         // A hardware address that was not given: no neighbour's frames are caught by it.
         assert_eq!(b.get(at.row.ipv4.unwrap(), 80).as_deref(), Some("a"));
         b.run(|| ip(&["link", "set", "eth0", "address", "02:42:00:00:00:01"]));

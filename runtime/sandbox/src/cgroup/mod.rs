@@ -388,6 +388,11 @@ impl Cgroup {
 
     /// Kills what is left and removes the group and those below it.
     pub fn delete(&self) -> Result<(), Error> {
+        // Nobody is in a group that can be removed, which is the usual case.
+        let gone = |dir: PathBuf| matches!(rustix::fs::rmdir(dir), Ok(()) | Err(Errno::NOENT));
+        if self.layout.hierarchies().all(|hierarchy| gone(hierarchy.dir(&self.path))) {
+            return Ok(());
+        }
         let killed = self.kill_all();
         let removed = self.remove();
         killed.and(removed)

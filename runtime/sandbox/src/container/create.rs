@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::{
-    Container, cgroup_path, delete, exec_kinds, group_names,
+    Container, cgroup_path, delete, exec_kinds, group_names, rules_pids,
     join::{available, identity, terminal},
     named_group,
 };
@@ -216,6 +216,7 @@ pub fn create_with(options: CreateOptions<'_>, manner: Manner) -> Result<Created
         filter,
         seccomp,
         kinds: exec_kinds(&namespaces),
+        rules_pids: rules_pids(&namespaces),
         groups,
         habits,
         wasm,

@@ -24,7 +24,7 @@ use crate::{
     hooks::{Hooks, Moment},
     launch::Launched,
     ops::Ops,
-    plan::{self, Namespaces, annotation},
+    plan::{self, Namespaces, PidNamespace, annotation},
     rootless,
     seccomp::{self, Filter},
     systemd::Unit,
@@ -44,6 +44,8 @@ pub struct Container {
     unit: Option<Box<Unit>>,
     /// CLONE_NEW* bits that an exec joins.
     kinds: u32,
+    /// Its first process is that of a pid namespace.
+    rules_pids: bool,
     /// Supplementary groups by name, which every process has.
     groups: Vec<String>,
     habits: plan::Habits,
@@ -94,6 +96,12 @@ fn exec_kinds(namespaces: &Namespaces) -> u32 {
     namespaces.all() & !plan::PID
 }
 
+/// Whether the first process of the container is that of a pid namespace: the one that is
+/// started, and not a child of it.
+fn rules_pids(namespaces: &Namespaces) -> bool {
+    namespaces.pid == PidNamespace::New && !namespaces.reborn()
+}
+
 /// Supplementary groups that the engine knows by name only.
 fn group_names(spec: &Spec) -> Vec<String> {
     let names = annotation(spec, GROUPS_ANNOTATION);
@@ -106,6 +114,7 @@ impl Container {
         let Some(init) = Child::of(left.pid, left.start_time)? else { return Ok(None) };
         let unit = Unit::of(spec, id)?;
         let path = cgroup_path(spec, id, unit.as_deref())?;
+        let namespaces = Namespaces::of(spec)?;
         Ok(Some(Self {
             id: id.to_owned(),
             init,
@@ -113,7 +122,8 @@ impl Container {
             unit,
             filter: None,
             seccomp: seccomp::Choice::of(spec)?,
-            kinds: exec_kinds(&Namespaces::of(spec)?),
+            kinds: exec_kinds(&namespaces),
+            rules_pids: rules_pids(&namespaces),
             groups: group_names(spec),
             habits: plan::Habits::of(spec)?,
             wasm: plan::is_wasm(spec),
@@ -207,6 +217,10 @@ impl Container {
     /// is paused; success means that they are dead. A group that is empty says nothing of
     /// the first process: it may have moved itself to another one.
     pub fn kill_all(&self) -> Result<(), Error> {
+        // The kernel has ended, and waited for, everybody in its pid namespace before it.
+        if self.rules_pids && self.init.has_ended() {
+            return Ok(());
+        }
         let told = self.init.kill(Signal::KILL);
         self.cgroup.kill_all().and(told)?;
         if self.init.dies_within(PATIENCE) {

@@ -206,7 +206,7 @@ pub(crate) fn exec(
         let uid = context.identity.uid;
         ops.push(Op::Terminal { rows: rows.into(), cols: cols.into(), uid, console: false });
     }
-    process::limits(&mut ops, process)?;
+    process::limits(&mut ops, process, &context.style)?;
     habits.push(&mut ops);
     process::place(&mut ops, process, context, false)?;
     process::become_program(&mut ops, process, context, false)?;
@@ -293,7 +293,7 @@ fn native(
         }),
         _ => {}
     }
-    process::limits(&mut ops, process)?;
+    process::limits(&mut ops, process, &context.style)?;
     Habits::of(spec)?.push(&mut ops);
     process::become_program(&mut ops, process, context, true)?;
     Ok(ops)

@@ -1,11 +1,12 @@
 //! The way from a prepared container to the program.
 
-use knarr_init::wire::{Bytes, Fd, Op};
+use knarr_init::wire::{Bytes, Fd, Op, SOCKET_FD};
 use oci_spec::runtime::{
-    IOPriorityClass, LinuxSchedulerFlag, LinuxSchedulerPolicy, PosixRlimitType, Process,
+    IOPriorityClass, LinuxSchedulerFlag, LinuxSchedulerPolicy, PosixRlimit, PosixRlimitType,
+    Process,
 };
 
-use super::{Context, capabilities};
+use super::{Context, Style, capabilities};
 use crate::{
     Error, Failure,
     ops::{Ops, Strings, c_string, container_path},
@@ -13,6 +14,8 @@ use crate::{
 
 /// First descriptor after the standard streams.
 const FIRST: u32 = 3;
+/// RLIMIT_NOFILE.
+const NOFILE: u32 = 7;
 
 /// Where an image does not say, what Docker does (moby `DefaultPathEnv`).
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -83,9 +86,25 @@ fn environment(process: &Process, context: &Context<'_>) -> Result<Vec<String>, 
     Ok(all)
 }
 
-/// Resource limits.
-pub(super) fn limits(ops: &mut Ops, process: &Process) -> Result<(), Error> {
+/// Whether a limit is set when nobody is waited for any more: the socket of who comes then
+/// has a number that is beyond it.
+fn is_late(limit: &PosixRlimit, style: &Style) -> bool {
+    style.listens
+        && limit.typ() == PosixRlimitType::RlimitNofile
+        && limit.soft() <= SOCKET_FD as u64
+        // Else it is an error, which comes early.
+        && limit.soft() <= limit.hard()
+}
+
+/// Resource limits, but for those that come late.
+pub(super) fn limits(ops: &mut Ops, process: &Process, style: &Style) -> Result<(), Error> {
     for limit in process.rlimits().iter().flatten() {
+        let late = is_late(limit, style);
+        if late && limit.hard() <= SOCKET_FD as u64 {
+            continue;
+        }
+        // To raise the hard one may take privileges, to lower the soft one takes none.
+        let soft = if late { limit.hard() } else { limit.soft() };
         let resource = match limit.typ() {
             PosixRlimitType::RlimitCpu => 0,
             PosixRlimitType::RlimitFsize => 1,
@@ -94,7 +113,7 @@ pub(super) fn limits(ops: &mut Ops, process: &Process) -> Result<(), Error> {
             PosixRlimitType::RlimitCore => 4,
             PosixRlimitType::RlimitRss => 5,
             PosixRlimitType::RlimitNproc => 6,
-            PosixRlimitType::RlimitNofile => 7,
+            PosixRlimitType::RlimitNofile => NOFILE,
             PosixRlimitType::RlimitMemlock => 8,
             PosixRlimitType::RlimitAs => 9,
             PosixRlimitType::RlimitLocks => 10,
@@ -104,9 +123,16 @@ pub(super) fn limits(ops: &mut Ops, process: &Process) -> Result<(), Error> {
             PosixRlimitType::RlimitRtprio => 14,
             PosixRlimitType::RlimitRttime => 15,
         };
-        ops.push(Op::Rlimit { resource, soft: limit.soft(), hard: limit.hard() });
+        ops.push(Op::Rlimit { resource, soft, hard: limit.hard() });
     }
     Ok(())
+}
+
+/// Those that were left for when nobody is waited for any more.
+pub(super) fn late_limits(ops: &mut Ops, process: &Process, style: &Style) {
+    for limit in process.rlimits().iter().flatten().filter(|limit| is_late(limit, style)) {
+        ops.push(Op::Rlimit { resource: NOFILE, soft: limit.soft(), hard: limit.hard() });
+    }
 }
 
 /// Becomes a program found by name; where it `waits`, between giving up what it may give
@@ -195,6 +221,7 @@ pub(super) fn drop_privileges(
     let wait = |ops: &mut Ops| {
         if waits {
             context.style.ready(ops);
+            late_limits(ops, process, &context.style);
         }
     };
     match context.filter {

@@ -137,11 +137,12 @@ pub(super) fn create(
         // There is no devpts in the jail: the pair is the host's, by descriptor.
         ops.push(Op::ControllingTerminal {});
     }
-    steps::limits(&mut ops, process)?;
+    steps::limits(&mut ops, process, &context.style)?;
     if ahead {
         ops.push(Op::ReadyAhead {});
     } else {
         context.style.ready(&mut ops);
+        steps::late_limits(&mut ops, process, &context.style);
     }
 
     // Signals stay blocked: knarr-wasm takes them when it is ready to, and loses none that

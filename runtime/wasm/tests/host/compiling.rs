@@ -7,6 +7,11 @@ use std::{
     thread,
 };
 
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, pidfd_open},
+};
+
 use crate::support::{HOST, compile};
 
 fn refused(binary: &[u8]) -> String {
@@ -160,8 +165,15 @@ fn w05_who_exceeds_a_limit_is_told_so() {
 #[test]
 fn w05_a_compiler_that_nobody_waits_for_ends() {
     let mut compiler = waiting();
+    // Held to the end: without its input it would end anyway.
+    let stdin = compiler.stdin.take();
+    let process = pidfd_open(Pid::from_child(&compiler), PidfdFlags::empty()).unwrap();
     // Who asked for the code is gone, and with it the other end of this pipe.
     drop(compiler.stderr.take());
+    let minute = Timespec { tv_sec: 60, tv_nsec: 0 };
+    let ended = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&minute)).unwrap();
+    assert_eq!(ended, 1, "it waits for its input still");
+    drop(stdin);
     compiler.wait().unwrap();
 }
 
@@ -199,7 +211,12 @@ fn w27_the_compiler_has_given_up_everything_before_it_reads() {
         assert!(status.contains(line), "{line}\n{status}");
     }
     let limits = of("limits");
-    for (name, most) in [("Max core file size", 0), ("Max open files", 64)] {
+    for (name, most) in [
+        ("Max core file size", 0),
+        ("Max open files", 64),
+        ("Max locked memory", 0),
+        ("Max msgqueue size", 0),
+    ] {
         let line = limits.lines().find(|line| line.starts_with(name)).unwrap();
         let hard: u64 = line[name.len()..].split_whitespace().nth(1).unwrap().parse().unwrap();
         assert!(hard <= most, "{line}");

@@ -4,6 +4,7 @@ use std::{
     io::{ErrorKind, Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream},
     thread,
+    time::{Duration, Instant},
 };
 
 use knarr_harness::evil_wasm::http_service;
@@ -117,6 +118,14 @@ fn w08_giant_arguments_are_refused() {
         assert_eq!(ended.code, 0, "{what}");
         assert!(ended.stderr.contains("limit"), "{what}: {}", ended.stderr);
     }
+    // What a call would copy out of the guest: all of its memory, a list of 17 pages.
+    let handle = "(call $say (call $begin (local.get 1)) (i32.const 0) (i32.const 1114112))";
+    let service = Service::start(&evil(handle), |case| case.memory(64 << 20));
+    assert!(!service.raw("GET / HTTP/1.1\r\nhost: x\r\n\r\n").ends_with("0\r\n\r\n"));
+    let ended = service.stop();
+    assert_eq!(ended.code, 0);
+    // Not what the stream says of one that is too long, once it has been copied.
+    assert!(ended.stderr.contains("fuel allocated for hostcalls"), "{}", ended.stderr);
 }
 
 #[test]
@@ -231,15 +240,23 @@ fn w14_half_a_head_holds_no_place_that_others_need() {
             })
             .collect()
     };
+    let begun = Instant::now();
     let mut first = begin(2, 400);
     // The others find a place at once, although nobody of these gives up.
     assert_eq!(service.get_from(Ipv4Addr::new(127, 0, 0, 3), "/env"), 200);
-    // What is more than its part was closed.
-    let closed = |stream: &mut TcpStream| matches!(stream.read(&mut [0; 64]), Ok(0) | Err(_));
+    // What is more than its part was closed, long before a head has taken too long.
+    let closed = |stream: &mut TcpStream| {
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        match stream.read(&mut [0; 64]) {
+            Ok(count) => count == 0,
+            Err(error) => !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
+        }
+    };
     assert!(first[384..].iter_mut().all(closed));
     // Hardly a place is free: all that wait are hurried, long before half a minute.
     let second = begin(4, 128);
     assert_eq!(service.get_from(Ipv4Addr::new(127, 0, 0, 5), "/env"), 200);
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
     drop((first, second));
     assert_eq!(service.stop().code, 0);
 }

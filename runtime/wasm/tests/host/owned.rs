@@ -563,6 +563,8 @@ fn w27_the_jail_is_what_the_kernel_says_it_is() {
     assert_eq!(limit("Max core file size"), "0 0");
     assert_eq!(limit("Max msgqueue size"), "0 0");
     assert_eq!(limit("Max locked memory"), "0 0");
+    // Threads, which are counted for its user namespace alone.
+    assert_eq!(limit("Max processes"), "1024 1024");
     let files: u64 = limit("Max open files").split(' ').nth(1).unwrap().parse().unwrap();
     assert!(files <= 16_384, "{files}");
     assert_eq!(owned.end(), 42);

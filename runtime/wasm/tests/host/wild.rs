@@ -8,6 +8,7 @@ use std::{
 };
 
 use knarr_harness::evil_wasm::http_service;
+use knarr_sys::ProcessStat;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use crate::{
@@ -54,9 +55,16 @@ fn w10_files_that_block_hold_up_their_own_guest_only() {
     let case = Case::prebuilt("preview1-command", "hello").preopen("/data", true);
     let pipe = case.path("/data/pipe");
     mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
-    let case = case.args(&["cat", "/data/pipe"]);
-    let child = case.spawn("run");
-    // Whoever opens the other end meets the guest there, or nobody: it was never opened.
+    fs::write(case.path("/data/ready"), "ready\n").unwrap();
+    let case = case.args(&["cat", "/data/ready", "/data/pipe"]);
+    let mut child = case.spawn("run");
+    wait_for(child.stdout.as_mut().unwrap(), "ready");
+    // The next file that it opens is the pipe, and there it waits: its main thread.
+    let opening = [libc::SYS_openat, libc::SYS_openat2].map(|call| call.to_string());
+    let calls = || fs::read_to_string(format!("/proc/{}/syscall", child.id())).unwrap();
+    while !calls().split(' ').next().is_some_and(|call| opening.iter().any(|one| one == call)) {
+        thread::yield_now();
+    }
     signal(&child, "TERM");
     assert_eq!(end(child).code, 143);
     // A service whose file is a pipe: more requests than threads wait, the others go on.
@@ -211,6 +219,24 @@ fn w19_requests_that_are_dropped_anywhere_leave_nothing() {
     assert_eq!(ended.code, 0, "{}", ended.stderr);
     // Guests may panic in their own ways; the threads of the host have names.
     assert!(!ended.stderr.contains("thread 'tokio"), "{}", ended.stderr);
+
+    // Guests that would go on for ever: each runs when its request is dropped.
+    let endless = wat::parse_str(http_service("(loop (br 0))")).unwrap();
+    let service = Service::start(&endless, |case| case);
+    for _ in 0..3 {
+        // Field 14 of proc_pid_stat(5): processor time, in ticks of 10 ms.
+        let worked = || ProcessStat::of(service.id()).unwrap().number(14).unwrap();
+        let before = worked();
+        let mut stream = service.connect();
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+        while worked() < before + 20 {
+            thread::yield_now();
+        }
+    }
+    // All turns are free again: the service does not wait in vain for them.
+    let ended = service.stop();
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert!(!ended.stderr.contains("still running"), "{}", ended.stderr);
 }
 
 #[test]

@@ -84,6 +84,27 @@ fn s01_a_name_is_given_once() {
 }
 
 #[test]
+fn s01_a_limit_of_few_descriptors_is_the_programs() {
+    // As many as the number that the socket of `start` has, fewer, and enough of them.
+    for (soft, hard) in [(64, 64), (64, 4096), (100, 100), (101, 101)] {
+        let mut bundle =
+            Bundle::script("ulimit -n > /soft; ulimit -Hn > /hard; touch /done; sleep 1000");
+        bundle.config["process"]["rlimits"] =
+            json!([{ "type": "RLIMIT_NOFILE", "soft": soft, "hard": hard }]);
+        let created = bundle.create();
+        assert_eq!(created.code, 0, "{soft}:{hard}: {created:?}");
+        bundle.verb(&["start"]).fine();
+        bundle.until("the program", || bundle.rootfs("done").exists());
+        let told = |name: &str| fs::read_to_string(bundle.rootfs(name)).expect("a limit");
+        assert_eq!((told("soft"), told("hard")), (format!("{soft}\n"), format!("{hard}\n")));
+    }
+    let mut bundle = Bundle::new(&["/bin/true"]);
+    bundle.config["process"]["rlimits"] =
+        json!([{ "type": "RLIMIT_NOFILE", "soft": 64, "hard": 32 }]);
+    bundle.create().failed(1, "set resource limit nofile to 64:32: invalid argument");
+}
+
+#[test]
 fn s01_what_cannot_be_made_leaves_nothing() {
     let mut bundle = Bundle::new(&["/bin/nope"]);
     bundle.create().failed(1, "stat /bin/nope: no such file or directory");

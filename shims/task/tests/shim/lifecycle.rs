@@ -1,5 +1,7 @@
 //! Creating, starting, signalling, freezing and deleting tasks.
 
+use std::{fs, path::Path};
+
 use containerd_shim_protos::api;
 use serde_json::json;
 use ttrpc::Code;
@@ -321,6 +323,45 @@ async fn execs_run_beside_the_first_process() {
     assert_eq!(task.wait_exec("long").await, 143);
     task.exec("left", &run(&["sleep", "1000"])).await.unwrap();
     task.start_exec("left").await.unwrap();
+    task.kill(9).await.unwrap();
+    assert_eq!(task.wait().await, 137);
+    assert_eq!(task.wait_exec("left").await, 137);
+}
+
+/// Moves a process to the topmost groups, as one does itself that has the host's groups at
+/// hand.
+fn leave(cgroup: &Path, pid: u32) {
+    let groups = cgroup_dirs(cgroup.to_str().unwrap());
+    assert!(!groups.is_empty());
+    for group in groups {
+        // Above it is the tests' own.
+        let top = group.ancestors().nth(2).unwrap();
+        fs::write(top.join("cgroup.procs"), pid.to_string()).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_exec_that_has_left_the_group_is_told_and_ends_with_the_container() {
+    let mut shim = Shim::start().await;
+    // In the host's pid namespace nobody ends with the first process.
+    let container = sh("trap '' TERM; echo deaf; exec sleep 1000").edited(|spec| {
+        let namespaces = spec["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.retain(|namespace| namespace["type"] != "pid");
+    });
+    let task = shim.run(&container).await;
+    let cgroup = task.init_record().cgroup;
+    until("the trap", || task.log("stdout").contains("deaf").then_some(())).await;
+    for exec in ["told", "left"] {
+        task.exec(exec, &run(&["sleep", "1000"])).await.unwrap();
+        let pid = task.start_exec(exec).await.unwrap();
+        leave(&cgroup, pid);
+        if exec == "told" {
+            // What is for all is for it, too; the first process does not listen.
+            task.kill_exec("", 15, true).await.unwrap();
+            assert_eq!(task.wait_exec(exec).await, 143);
+            assert_eq!(task.status().await, api::Status::RUNNING);
+        }
+    }
     task.kill(9).await.unwrap();
     assert_eq!(task.wait().await, 137);
     assert_eq!(task.wait_exec("left").await, 137);

@@ -160,21 +160,13 @@ fn a03_idle_clients_leave_descriptors_for_containers() {
     setrlimit(Resource::RLIMIT_NOFILE, 400, 400).expect("a small limit");
     let world = world();
     let socket = raw::socket(&world);
-    let mut first = UnixStream::connect(&socket).unwrap();
-    let mut ask = |method: &str, path: &str, body: &str| {
-        let request = format!(
-            "{method} {path} HTTP/1.1\r\nHost: docker\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        first.write_all(request.as_bytes()).unwrap();
-        status_and_body(&mut BufReader::new(&first))
-    };
-    assert_eq!(ask("GET", "/_ping", "").0, 200);
+    let mut first = raw::Connection::open(&socket);
+    assert_eq!(first.ask("GET", "/_ping", "").0, 200);
     let idle: Vec<UnixStream> = (0..380).filter_map(|_| queued(&socket)).collect();
     assert!(idle.len() > 200, "{}", idle.len());
     let body = json!({"Image": "busybox", "Cmd": ["sleep", "1000"]}).to_string();
-    assert_eq!(ask("POST", "/containers/create?name=one", &body).0, 201);
-    let (status, said) = ask("POST", "/containers/one/start", "");
+    assert_eq!(first.ask("POST", "/containers/create?name=one", &body).0, 201);
+    let (status, said) = first.ask("POST", "/containers/one/start", "");
     assert_eq!(status, 204, "{said}");
     drop(idle);
     assert_eq!(world.knarr(&["exec", "one", "echo", "fine"]).ok(), "fine");
@@ -188,28 +180,6 @@ fn queued(socket: &Path) -> Option<UnixStream> {
     let address = UnixAddr::new(socket).ok()?;
     connect(std::os::fd::AsRawFd::as_raw_fd(&stream), &address).ok()?;
     Some(stream.into())
-}
-
-/// One answer of a connection that stays.
-fn status_and_body(reader: &mut impl std::io::BufRead) -> (u16, String) {
-    let mut line = String::new();
-    reader.read_line(&mut line).unwrap();
-    let status = line.split(' ').nth(1).expect("a status").parse().expect("a number");
-    let mut length = 0;
-    loop {
-        line.clear();
-        reader.read_line(&mut line).unwrap();
-        let header = line.trim().to_ascii_lowercase();
-        if let Some(value) = header.strip_prefix("content-length: ") {
-            length = value.parse().expect("a length");
-        }
-        if header.is_empty() {
-            break;
-        }
-    }
-    let mut body = vec![0; length];
-    reader.read_exact(&mut body).unwrap();
-    (status, String::from_utf8_lossy(&body).into_owned())
 }
 
 #[test]

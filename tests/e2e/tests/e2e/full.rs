@@ -1,48 +1,114 @@
-//! A full data root: nothing new, and everything can be removed (RELIABILITY K06).
+//! A full data root: nothing new, and everything can be removed (RELIABILITY K06, K07).
 
 use std::{
     fs,
-    io::Write as _,
-    path::{Path, PathBuf},
+    io::{ErrorKind, Write as _},
+    path::PathBuf,
 };
 
 use knarr_harness::{ImageBuilder, World};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-/// An engine whose data root is a file system of 30 MB in memory.
+/// What there is too little of.
+#[derive(Clone, Copy)]
+enum Scarce {
+    Bytes,
+    Inodes,
+}
+
+/// An engine whose data root is a small file system in memory.
 struct Small {
     world: World,
     root: PathBuf,
+    scarce: Scarce,
 }
 
 impl Small {
-    fn new() -> Self {
+    fn new(scarce: Scarce) -> Self {
         let mut world = World::new().expect("a private engine");
         world.stop_daemon();
         let root = world.data_root();
-        let none: Option<&str> = None;
-        mount(Some("tmpfs"), &root, Some("tmpfs"), MsFlags::empty(), Some("size=30m")).unwrap();
+        let size = match scarce {
+            Scarce::Bytes => "size=30m",
+            Scarce::Inodes => "size=100m,nr_inodes=2000",
+        };
+        mount(Some("tmpfs"), &root, Some("tmpfs"), MsFlags::empty(), Some(size)).unwrap();
+        fs::create_dir(root.join("filler")).unwrap();
         world.start_daemon().unwrap();
         world.load(&ImageBuilder::busybox().expect("busybox").docker_archive());
-        let _ = none;
-        Self { world, root }
+        Self { world, root, scarce }
     }
 
-    /// Takes every byte that is left, as another program of the host.
+    /// Takes all that is left, as another program of the host.
     fn fill(&self) {
-        let mut file =
-            fs::File::options().create(true).append(true).open(self.root.join("filler")).unwrap();
-        for size in [1 << 20, 4096, 1] {
-            let bytes = vec![7; size];
-            while file.write_all(&bytes).is_ok() {}
+        let filler = self.root.join("filler");
+        match self.scarce {
+            Scarce::Bytes => {
+                let file = fs::File::options().create(true).append(true).open(filler.join("file"));
+                let mut file = file.unwrap();
+                for size in [1 << 20, 4096, 1] {
+                    let bytes = vec![7; size];
+                    while file.write_all(&bytes).is_ok() {}
+                }
+            }
+            Scarce::Inodes => {
+                for number in 0.. {
+                    match fs::File::create_new(filler.join(number.to_string())) {
+                        Err(error) if error.kind() == ErrorKind::StorageFull => break,
+                        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                        file => drop(file.unwrap()),
+                    }
+                }
+            }
         }
-        assert_eq!(free(&self.root), 0);
+        assert_eq!(self.free(), 0);
     }
+
+    /// How much there is of what is scarce.
+    fn free(&self) -> u64 {
+        let space = nix::sys::statvfs::statvfs(&self.root).unwrap();
+        match self.scarce {
+            Scarce::Bytes => space.blocks_free() * space.fragment_size(),
+            Scarce::Inodes => space.files_free(),
+        }
+    }
+
+    /// Nothing new: each is refused with the reason, and nothing of it stays.
+    fn refuses_what_is_new(&self) {
+        let before = lists(&self.world);
+        let network = ["network", "create", "more"];
+        let mut new = vec![&["create", "busybox"][..], &["volume", "create", "more"]];
+        match self.scarce {
+            Scarce::Bytes => new.push(&network),
+            // A network is a row, and its record can wait for the next start.
+            Scarce::Inodes => {
+                self.world.knarr(&network).ok();
+                self.world.knarr(&["network", "rm", "more"]).ok();
+            }
+        }
+        for line in new {
+            let refused = self.world.knarr(line).fails(1);
+            assert!(refused.to_lowercase().contains("no space left"), "{line:?}: {refused}");
+        }
+        assert_eq!(lists(&self.world), before);
+    }
+}
+
+/// What there is of everything.
+fn lists(world: &World) -> [String; 4] {
+    [
+        &["ps", "-a", "-q"][..],
+        &["volume", "ls", "-q"],
+        &["images", "-a", "-q"],
+        &["network", "ls", "-q"],
+    ]
+    .map(|list| world.knarr(list).ok())
 }
 
 impl Drop for Small {
     fn drop(&mut self) {
-        let _ = fs::remove_file(self.root.join("filler"));
+        #[expect(clippy::disallowed_methods, reason = "a tree of the test itself")]
+        let _ = fs::remove_dir_all(self.root.join("filler"));
         let ids = self.world.knarr(&["ps", "-a", "-q"]).stdout;
         for id in ids.split_whitespace() {
             self.world.knarr(&["rm", "-f", id]);
@@ -50,11 +116,6 @@ impl Drop for Small {
         self.world.stop_daemon();
         let _ = umount2(&self.root, MntFlags::MNT_DETACH);
     }
-}
-
-fn free(root: &Path) -> u64 {
-    let space = nix::sys::statvfs::statvfs(root).unwrap();
-    space.blocks_free() * space.fragment_size()
 }
 
 /// What there is to remove.
@@ -85,7 +146,7 @@ fn furnish(world: &World) {
     world.knarr(&["run", "--name", "done", "busybox", "true"]).ok();
 }
 
-/// Removes one after another, with not a byte free before each.
+/// Removes one after another, with nothing free before each.
 fn remove_all(small: &Small) {
     let world = &small.world;
     for line in [
@@ -103,34 +164,50 @@ fn remove_all(small: &Small) {
         small.fill();
         world.knarr(line).ok();
     }
-    for list in [&["ps", "-a", "-q"][..], &["volume", "ls", "-q"], &["images", "-a", "-q"]] {
-        assert_eq!(world.knarr(list).ok(), "", "{list:?}");
-    }
+    assert_eq!(lists(world)[..3], ["", "", ""]);
     assert!(!world.knarr(&["network", "ls"]).ok().contains("quay"));
 }
 
 #[test]
 fn k06_everything_can_be_removed_with_not_a_byte_free() {
-    let small = Small::new();
+    let small = Small::new(Scarce::Bytes);
     furnish(&small.world);
     // By a container this time: its own file system is the data root's.
     let fill = "cat /dev/zero > /fill; cat /dev/zero > /hold/fill";
     small.world.knarr(&["exec", "runs", "sh", "-c", fill]);
     small.fill();
-    for line in
-        [&["create", "busybox"][..], &["volume", "create", "more"], &["network", "create", "more"]]
-    {
-        let refused = small.world.knarr(line).fails(1);
-        assert!(refused.to_lowercase().contains("no space left"), "{line:?}: {refused}");
-    }
+    small.refuses_what_is_new();
     assert_eq!(small.world.knarr(&["exec", "runs", "echo", "on"]).ok(), "on");
     remove_all(&small);
 }
 
 #[test]
+fn k07_everything_can_be_removed_without_a_free_inode() {
+    let small = Small::new(Scarce::Inodes);
+    furnish(&small.world);
+    // By a container, as above.
+    let fill = "n=0; while : > /hold/$n; do n=$((n + 1)); done";
+    small.world.knarr(&["exec", "runs", "sh", "-c", fill]);
+    small.fill();
+    small.refuses_what_is_new();
+    assert_eq!(small.world.knarr(&["exec", "runs", "echo", "on"]).ok(), "on");
+    remove_all(&small);
+    works_again(&small);
+}
+
+#[test]
 fn k06_a_daemon_that_starts_on_a_full_data_root_can_remove_everything() {
+    starts_and_removes_everything(Scarce::Bytes);
+}
+
+#[test]
+fn k07_a_daemon_that_starts_without_a_free_inode_can_remove_everything() {
+    starts_and_removes_everything(Scarce::Inodes);
+}
+
+fn starts_and_removes_everything(scarce: Scarce) {
     for polite in [false, true] {
-        let mut small = Small::new();
+        let mut small = Small::new(scarce);
         furnish(&small.world);
         small.fill();
         if polite {
@@ -142,9 +219,14 @@ fn k06_a_daemon_that_starts_on_a_full_data_root_can_remove_everything() {
         small.world.start_daemon().unwrap();
         assert_eq!(small.world.knarr(&["exec", "runs", "echo", "on"]).ok(), "on");
         remove_all(&small);
-        // There is room again, and it is used.
-        fs::remove_file(small.root.join("filler")).unwrap();
-        small.world.load(&ImageBuilder::busybox().expect("busybox").docker_archive());
-        assert_eq!(small.world.knarr(&["run", "--rm", "busybox", "echo", "new"]).ok(), "new");
+        works_again(&small);
     }
+}
+
+/// There is room again, and it is used.
+fn works_again(small: &Small) {
+    #[expect(clippy::disallowed_methods, reason = "a tree of the test itself")]
+    fs::remove_dir_all(small.root.join("filler")).unwrap();
+    small.world.load(&ImageBuilder::busybox().expect("busybox").docker_archive());
+    assert_eq!(small.world.knarr(&["run", "--rm", "busybox", "echo", "new"]).ok(), "new");
 }

@@ -1,26 +1,34 @@
 //! The command line before an engine that is not to be believed (RELIABILITY A13).
 
 use std::{
-    io::{Read as _, Write as _},
+    io::{BufWriter, Read as _, Write as _},
     os::unix::net::{UnixListener, UnixStream},
     process::{Command, Stdio},
 };
 
 use knarr_harness::bin_dir;
 
-/// An engine that answers every request with the same bytes, and then with more of the
-/// same for as long as somebody reads.
+/// An engine that answers every request with the same.
 struct Liar {
     dir: tempfile::TempDir,
 }
 
 impl Liar {
+    /// It says some bytes, and then more of the same for as long as somebody reads.
     fn new(answer: &'static [u8], more: &'static [u8]) -> Self {
+        Self::that(move |stream| lie(stream, answer, more))
+    }
+
+    fn that(lie: impl Fn(UnixStream) + Copy + Send + 'static) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let listener = UnixListener::bind(dir.path().join("s")).expect("a socket");
         std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                std::thread::spawn(move || lie(stream, answer, more));
+            for mut stream in listener.incoming().flatten() {
+                std::thread::spawn(move || {
+                    if has_asked(&mut stream) {
+                        lie(stream);
+                    }
+                });
             }
         });
         Self { dir }
@@ -28,9 +36,14 @@ impl Liar {
 
     /// Runs `knarr` with little memory; its exit code, and both of its streams.
     fn ask(&self, args: &[&str]) -> (i32, String) {
+        // A client that keeps what it is told ends here, not the machine.
+        self.ask_with(2_000_000, "2>&1", args)
+    }
+
+    /// Runs `knarr` with so many KiB of memory, and its streams where this says.
+    fn ask_with(&self, memory: u32, streams: &str, args: &[&str]) -> (i32, String) {
         let output = Command::new("sh")
-            // A client that keeps what it is told ends here, not the machine.
-            .args(["-c", "ulimit -v 2000000; exec \"$0\" \"$@\" 2>&1"])
+            .args(["-c", &format!("ulimit -v {memory}; exec \"$0\" \"$@\" {streams}")])
             .arg(bin_dir().join("knarr"))
             .args(args)
             .env("DOCKER_HOST", format!("unix://{}/s", self.dir.path().display()))
@@ -43,15 +56,20 @@ impl Liar {
     }
 }
 
-fn lie(mut stream: UnixStream, answer: &[u8], more: &[u8]) {
+/// Reads the head of a request; false where none comes.
+fn has_asked(stream: &mut UnixStream) -> bool {
     let mut request = Vec::new();
-    while !request.windows(4).any(|four| four == b"\r\n\r\n") {
+    while !request.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
         if !matches!(stream.read(&mut byte), Ok(1)) {
-            return;
+            return false;
         }
         request.push(byte[0]);
     }
+    true
+}
+
+fn lie(mut stream: UnixStream, answer: &[u8], more: &[u8]) {
     let more = more.repeat(if more.is_empty() { 0 } else { (64 << 10) / more.len() + 1 });
     let mut going = stream.write_all(answer).is_ok() && !more.is_empty();
     while going {
@@ -99,11 +117,23 @@ fn a13_no_answer_is_too_long_to_be_refused() {
 
 #[test]
 fn a13_many_lines_fill_no_memory() {
-    let many =
-        b"HTTP/1.1 200 OK\r\n\r\n{\"status\":\"Waiting\",\"id\":\"1\"}\n{\"error\":\"enough\"}\n";
-    let (code, said) = Liar::new(many, b"").ask(&["pull", "x"]);
-    assert_eq!(code, 1);
-    assert!(said.ends_with("enough\n"), "{said}");
+    // 100 MB of them, each about another layer.
+    let many = Liar::that(|stream| {
+        let mut stream = BufWriter::new(stream);
+        let long = "x".repeat(1_000);
+        let mut say = || {
+            stream.write_all(HEAD)?;
+            for number in 0..100_000 {
+                writeln!(stream, r#"{{"status":"Waiting","id":"{number}{long}"}}"#)?;
+            }
+            writeln!(stream, r#"{{"error":"enough"}}"#)?;
+            stream.flush()
+        };
+        // Who ends before the end is found out below.
+        let _: std::io::Result<()> = say();
+    });
+    let (code, said) = many.ask_with(60_000, "2>&1 >/dev/null", &["pull", "x"]);
+    assert_eq!((code, said.as_str()), (1, "knarr: enough\n"));
 }
 
 /// Names and labels come from images; a terminal obeys some of what it is shown.

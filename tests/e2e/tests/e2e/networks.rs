@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
 };
 
 use crate::{world, world_of_both};
@@ -68,6 +68,47 @@ fn n05_networks_are_isolated_from_each_other() {
     assert_eq!(fetch(&world, "in-east", "http://in-west:8000/").ok(), "i-am-in-west");
     world.knarr(&["network", "disconnect", "west", "in-east"]).ok();
     assert_ne!(fetch(&world, "in-east", &format!("http://{address}:8000/")).code, 0);
+}
+
+/// A service of the host: it answers every request with a word.
+fn host_service(address: &str, word: &'static str) {
+    let listener = TcpListener::bind(address).unwrap_or_else(|e| panic!("{address}: {e}"));
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let mut reader = BufReader::new(stream);
+            let mut line = String::new();
+            while reader.read_line(&mut line).is_ok_and(|read| read > 2) {
+                line.clear();
+            }
+            let _ = write!(reader.get_mut(), "HTTP/1.0 200 OK\r\n\r\n{word}");
+        }
+    });
+}
+
+/// The engine itself listens on loopback addresses only. Whoever listens on the bridge's
+/// address with its port is a way to it, such as a forwarder of the host's owner.
+#[test]
+fn n05_a01_the_engines_own_port_is_closed_to_containers() {
+    let default: &[&str] = &[];
+    for (policy, reached) in [(default, false), (&["--bridge-input", "accept"], true)] {
+        let arguments = [&["--host", "tcp://127.0.0.1:2399"], policy].concat();
+        let world = World::with_arguments(&arguments).expect("an engine");
+        world.load(&knarr_harness::ImageBuilder::busybox().unwrap().docker_archive());
+        world.knarr(&["run", "-d", "--name", "one", "busybox", "sleep", "1000"]).ok();
+        let gateway = "{{.NetworkSettings.Networks.bridge.Gateway}}";
+        let gateway = world.knarr(&["inspect", "one", "--format", gateway]).ok();
+        for port in [2398, 2399] {
+            host_service(&format!("{gateway}:{port}"), "reached");
+        }
+        let reach = |port: u16| fetch(&world, "one", &format!("http://{gateway}:{port}/"));
+        assert_eq!(reach(2398).ok(), "reached", "another service of the host");
+        let own = reach(2399);
+        assert_eq!(own.code == 0, reached, "{policy:?}: {own:?}");
+        assert_eq!(own.stdout.contains("reached"), reached, "{policy:?}: {own:?}");
+        // The host reaches both, and the engine is where it was.
+        assert!(get(&format!("{gateway}:2399")).contains("reached"));
+        assert!(get("127.0.0.1:2399").starts_with("HTTP/1."));
+    }
 }
 
 #[test]

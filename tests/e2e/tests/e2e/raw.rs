@@ -1,7 +1,7 @@
 //! Requests made by hand, as no client of Docker's would send them.
 
 use std::{
-    io::{Read as _, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
 };
@@ -66,6 +66,42 @@ pub fn exchange(socket: &Path, bytes: &[u8]) -> Answer {
 pub fn send(socket: &Path, method: &str, path: &str, body: &Value) -> Answer {
     let body = if body.is_null() { String::new() } else { body.to_string() };
     exchange(socket, &request(method, path, "", &body))
+}
+
+/// A connection that stays after an answer.
+pub struct Connection(BufReader<UnixStream>);
+
+impl Connection {
+    pub fn open(socket: &Path) -> Self {
+        Self(BufReader::new(UnixStream::connect(socket).expect("the engine listens")))
+    }
+
+    /// One request; the status of its answer, and the body.
+    pub fn ask(&mut self, method: &str, path: &str, body: &str) -> (u16, String) {
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: docker\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        self.0.get_mut().write_all(request.as_bytes()).expect("a request");
+        let mut line = String::new();
+        self.0.read_line(&mut line).expect("a head");
+        let status = line.split(' ').nth(1).expect("a status").parse().expect("a number");
+        let mut length = 0;
+        loop {
+            line.clear();
+            self.0.read_line(&mut line).expect("a head");
+            let header = line.trim().to_ascii_lowercase();
+            if let Some(value) = header.strip_prefix("content-length: ") {
+                length = value.parse().expect("a length");
+            }
+            if header.is_empty() {
+                break;
+            }
+        }
+        let mut body = vec![0; length];
+        self.0.read_exact(&mut body).expect("a body");
+        (status, String::from_utf8_lossy(&body).into_owned())
+    }
 }
 
 /// A connection that is turned over to the streams of an exec or a container; the

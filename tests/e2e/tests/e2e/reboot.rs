@@ -57,6 +57,8 @@ fn k11_after_a_reboot_policies_are_applied_once() {
     run(&world, "no", &[], &sleep);
     run(&world, "z-first", &["--restart", "always"], &sleep);
     run(&world, "a-second", &["--restart", "always", "--network", "container:z-first"], &sleep);
+    run(&world, "of-2099", &["--restart", "always"], &sleep);
+    run(&world, "of-today", &["--restart", "always", "--pid", "container:of-2099"], &sleep);
     run(&world, "unless", &["--restart", "unless-stopped"], &sleep);
     run(&world, "stopped", &["--restart", "unless-stopped"], &sleep);
     run(&world, "once", &["--rm"], &sleep);
@@ -66,13 +68,14 @@ fn k11_after_a_reboot_policies_are_applied_once() {
         .knarr(&["create", "--name", "idle", "--restart", "always", "busybox", "sleep", "1000"])
         .ok();
     world.knarr(&["stop", "-t", "0", "stopped"]).ok();
+    made_in_2099(&mut world, "of-2099");
     let pid =
         |world: &World| world.knarr(&["inspect", "z-first", "--format", "{{.State.Pid}}"]).ok();
 
     for (number, forget) in [(1, false), (2, true)] {
         let before = pid(&world);
         reboot(&mut world, &format!("00000000-0000-4000-8000-00000000000{number}"), forget);
-        for name in ["z-first", "a-second", "unless", "wasm"] {
+        for name in ["z-first", "a-second", "of-2099", "of-today", "unless", "wasm"] {
             while !state(&world, name).starts_with("running") {
                 let log = world.daemon_log();
                 assert!(!log.contains("start by policy"), "{log}");
@@ -91,6 +94,20 @@ fn k11_after_a_reboot_policies_are_applied_once() {
         assert_eq!(world.knarr(&["exec", "a-second", "echo", "here"]).ok(), "here");
         recorded(&world);
     }
+}
+
+/// One that was made while the clock was wrong, and seems younger than who joins it.
+fn made_in_2099(world: &mut World, name: &str) {
+    world.kill_daemon();
+    {
+        let database = rusqlite::Connection::open(world.data_root().join("state.db")).unwrap();
+        let change =
+            "UPDATE containers SET created = '2099-01-01T00:00:00.000000000Z' WHERE name = ?1";
+        assert_eq!(database.execute(change, [name]).unwrap(), 1);
+    }
+    world.start_daemon().unwrap();
+    let created = world.knarr(&["inspect", name, "--format", "{{.Created}}"]).ok();
+    assert!(created.starts_with("2099-"), "{created}");
 }
 
 /// Returns when the records of what runs say so.

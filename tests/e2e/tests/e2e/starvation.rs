@@ -3,7 +3,7 @@
 use std::{fs, os::fd::AsRawFd as _, process::Stdio};
 
 use knarr_harness::{
-    ImageBuilder, World,
+    ImageBuilder, Inventory, World,
     lying_registry::{LyingRegistry, Reply, ReplyBody, serve_image},
 };
 
@@ -15,7 +15,7 @@ use nix::{
     },
 };
 
-use crate::world;
+use crate::{raw, world};
 
 /// Descriptors that the daemon has open.
 fn descriptors(world: &World) -> usize {
@@ -55,6 +55,48 @@ fn n11_idle_connections_to_a_published_port_leave_descriptors_for_a_start() {
     let most = 1024 / 2;
     assert!(descriptors(&world) < before + most, "{} were {before}", descriptors(&world));
     drop(idle);
+}
+
+/// Others have all descriptors but a few, and one more of them is free each time: so a
+/// start fails at each of its steps that needs one.
+#[test]
+fn k07_a_start_without_descriptors_fails_and_the_next_one_does_not() {
+    let world = world();
+    let daemon = world.daemon_pid().expect("a daemon").to_string();
+    let files = |soft: usize| {
+        world.host_run("prlimit", &["--pid", &daemon, &format!("--nofile={soft}:")]).ok();
+    };
+    // What the first container makes stays for the next.
+    world.knarr(&["run", "--rm", "busybox", "true"]).ok();
+    let before = Inventory::settled(&world.exec_root(), &[]);
+    let id = world.knarr(&["create", "--name", "one", "busybox", "sleep", "1000"]).ok();
+    // The engine can take no other.
+    let mut client = raw::Connection::open(&raw::socket(&world));
+    assert_eq!(client.ask("GET", "/_ping", "").0, 200);
+    let open = descriptors(&world);
+    // Three are open for certain, and then there is none.
+    let mut failed = 0;
+    for limit in std::iter::once(3).chain(open..open + 200) {
+        files(limit);
+        let (status, said) = client.ask("POST", "/containers/one/start", "");
+        if status == 204 {
+            break;
+        }
+        failed += 1;
+        assert_eq!(status, 500, "{limit}: {said}");
+        assert!(said.to_lowercase().contains("too many open files"), "{limit}: {said}");
+        let (status, said) = client.ask("GET", "/containers/one/json", "");
+        assert_eq!(status, 200, "{limit}: {said}");
+        let seen: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+        assert_eq!(seen["State"]["Status"], "created", "{limit}");
+        assert_eq!(seen["State"]["Pid"], 0, "{limit}");
+    }
+    assert!(failed > 0);
+    files(1024);
+    assert_eq!(world.knarr(&["exec", "one", "echo", "fine"]).ok(), "fine");
+    world.knarr(&["run", "--rm", "busybox", "echo", "next"]).ok();
+    world.knarr(&["rm", "-f", "one"]).ok();
+    assert_eq!(Inventory::settled(&world.exec_root(), &[id]), before);
 }
 
 /// The engine takes what the hard limit allows; containers get what they would
