@@ -14,7 +14,7 @@ use knarr_docker::{
     WaitResponse,
 };
 use knarr_engine::{RemoveOptions, StopOptions, WaitCondition};
-use knarr_model::{MountKind, MountSpec, Signal};
+use knarr_model::{MountSpec, Signal};
 
 use crate::{
     Api,
@@ -72,29 +72,11 @@ fn volumes_from(api: &Api, text: &str) -> Result<Vec<MountSpec>> {
         }
         None => (text, false),
     };
-    let view = api.engine.inspect(key)?;
-    let mounts = view.mounts.iter().filter_map(|mount| {
-        let kind = match (mount.kind.as_str(), &mount.name) {
-            ("volume", Some(name)) => MountKind::Volume {
-                name: Some(name.clone()),
-                copy_up: false,
-                subpath: None,
-                labels: Default::default(),
-                options: Default::default(),
-            },
-            ("bind", _) => MountKind::Bind {
-                source: mount.source.clone(),
-                create_source: false,
-                propagation: Default::default(),
-                recursive: true,
-                read_only_shallow: false,
-            },
-            _ => return None,
-        };
-        let read_only = read_only || mount.read_only;
-        Some(MountSpec { target: mount.target.clone(), read_only, kind })
-    });
-    Ok(mounts.collect())
+    let mut mounts = api.engine.shared_mounts(key)?;
+    for mount in &mut mounts {
+        mount.read_only |= read_only;
+    }
+    Ok(mounts)
 }
 
 /// `GET /containers/{id}/json`.

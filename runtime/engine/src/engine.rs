@@ -8,7 +8,7 @@ use std::{
 };
 
 use knarr_image::Images;
-use knarr_model::{ContainerId, ExecId, Name};
+use knarr_model::{ContainerId, ExecId, MountSpec, Name};
 use knarr_network::Networks;
 use knarr_state::Db;
 use knarr_store::Store;
@@ -20,6 +20,7 @@ use crate::{
     events::Events,
     exec::Exec,
     facades::Pulls,
+    mounts::StoredMount,
     notices::Notices,
     oci::Host,
     record::Scribe,
@@ -226,6 +227,15 @@ impl Engine {
     /// `NotFound` with Docker's text, `InvalidArgument` for an ambiguous prefix.
     pub fn inspect(&self, key: &str) -> Result<ContainerView> {
         Ok(self.view(&*self.find(key)?))
+    }
+
+    /// The binds and volumes of a container, for another one (`--volumes-from`).
+    ///
+    /// # Errors
+    /// As [`Engine::inspect`].
+    pub fn shared_mounts(&self, key: &str) -> Result<Vec<MountSpec>> {
+        let resolved = Arc::clone(&self.find(key)?.facts().resolved);
+        Ok(resolved.mounts.iter().filter_map(StoredMount::shared).collect())
     }
 
     /// All containers, the newest first. Filters are the caller's.

@@ -55,6 +55,7 @@ pub const NAMES: &[&str] = &[
     "remove.delete",
     "remove.volumes",
     "remove.done",
+    "persist",
     "rename.begin",
     "rename.row",
     "update.begin",

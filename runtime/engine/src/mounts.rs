@@ -66,6 +66,31 @@ impl StoredMount {
         }
         view
     }
+
+    /// The same for another container (`--volumes-from`), which sees of it what this one does;
+    /// none where it is this one's own memory.
+    pub(crate) fn shared(&self) -> Option<MountSpec> {
+        let kind = match &self.kind {
+            StoredKind::Bind { source, propagation, recursive, read_only_shallow, .. } => {
+                MountKind::Bind {
+                    source: source.clone(),
+                    create_source: false,
+                    propagation: *propagation,
+                    recursive: *recursive,
+                    read_only_shallow: *read_only_shallow,
+                }
+            }
+            StoredKind::Volume { name, subpath, .. } => MountKind::Volume {
+                name: Some(name.clone()),
+                copy_up: false,
+                subpath: subpath.clone(),
+                labels: Default::default(),
+                options: Default::default(),
+            },
+            StoredKind::Tmpfs { .. } => return None,
+        };
+        Some(MountSpec { target: self.target.clone(), read_only: self.read_only, kind })
+    }
 }
 
 /// The mount options of a tmpfs request.
@@ -189,6 +214,49 @@ mod tests {
             assert!(check(std::slice::from_ref(&bind), false).is_ok(), "{own}");
             assert!(check(&[bind], true).is_err(), "{own}");
         }
+    }
+
+    #[test]
+    fn volumes_from_another_are_as_they_are_there() {
+        let bind = StoredMount {
+            target: "/bound".into(),
+            read_only: true,
+            kind: StoredKind::Bind {
+                source: "/srv".into(),
+                create_source: true,
+                propagation: Propagation::Rslave,
+                recursive: false,
+                read_only_shallow: true,
+            },
+        };
+        let shared = bind.shared().expect("a bind");
+        assert_eq!((shared.target.as_path(), shared.read_only), (Path::new("/bound"), true));
+        let MountKind::Bind { source, create_source, propagation, recursive, read_only_shallow } =
+            shared.kind
+        else {
+            panic!("a bind")
+        };
+        assert_eq!((source.as_path(), create_source), (Path::new("/srv"), false));
+        assert_eq!((propagation, recursive), (Propagation::Rslave, false));
+        assert!(read_only_shallow);
+        let part = StoredMount {
+            target: "/part".into(),
+            read_only: false,
+            kind: StoredKind::Volume {
+                name: "v".into(),
+                subpath: Some("a/b".into()),
+                copy_up: true,
+                anonymous: false,
+            },
+        };
+        let MountKind::Volume { name, subpath, copy_up, .. } = part.shared().expect("it").kind
+        else {
+            panic!("a volume")
+        };
+        assert_eq!((name.as_deref(), copy_up), (Some("v"), false));
+        assert_eq!(subpath.as_deref(), Some(Path::new("a/b")), "no more of it than there");
+        let memory = StoredMount { kind: StoredKind::Tmpfs { options: Vec::new() }, ..part };
+        assert_eq!(memory.shared(), None);
     }
 
     #[test]

@@ -33,7 +33,9 @@ use knarr_state::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, container::Container, engine::Engine, facades::blocking, host};
+use crate::{
+    Error, Result, container::Container, engine::Engine, facades::blocking, failpoint, host,
+};
 
 /// What a container's record calls itself.
 pub(crate) const CONTAINER: &str = "container";
@@ -139,6 +141,7 @@ impl Engine {
         }
         let (engine, directory) = (self.clone(), self.directory(&container.id));
         blocking(move || {
+            failpoint::hit("persist")?;
             // The one that was removed is no more in the directory above.
             let place = match File::open(&directory) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {

@@ -118,10 +118,14 @@ impl Engine {
         self.0.db.delete_container(&container.id)?;
         self.0.containers.write().unwrap_or_else(PoisonError::into_inner).forget(container);
         self.tell(container, "destroy", &[]);
-        if let Err(error) = self.persist(container).await {
-            tracing::warn!(%error, container = container.id.short(), "removed, and a power cut may bring it back");
-        }
-        container.tell_removed(None);
+        // It is removed; but nobody is told so whom a power cut would prove wrong.
+        let lasting = self.persist(container).await.map_err(|error| {
+            error.context(format!(
+                "container \"{}\" is removed, and a power cut may bring it back",
+                container.name()
+            ))
+        });
+        container.tell_removed(lasting.as_ref().err().map(|error| error.message().to_owned()));
         if let Some(retired) = retired {
             // A million files take their time; their name is gone already, and
             // what a crash or a failure leaves is tried again.
@@ -136,7 +140,8 @@ impl Engine {
                 }
             });
         }
-        failpoint::hit("remove.done")
+        failpoint::hit("remove.done")?;
+        lasting
     }
 
     /// Gives it another name.

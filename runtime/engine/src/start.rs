@@ -13,7 +13,13 @@
 //! fails, everything that was done is undone and the container is as before,
 //! with the error and Docker's exit code in its state.
 
-use std::{collections::BTreeSet, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeSet,
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use knarr_model::{
     ContainerSpec, EndpointSpec, NetworkMode, PortBinding, Workload,
@@ -451,18 +457,12 @@ impl Engine {
 /// Whether a first process has ended that nobody has reaped yet, or is about to: its
 /// namespaces go a moment before.
 async fn has_ended(pid: u32) -> bool {
-    use rustix::{
-        event::{PollFd, PollFlags, poll},
-        process::{Pid, PidfdFlags, pidfd_open},
-    };
-    const MOMENT: rustix::time::Timespec =
-        rustix::time::Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+    const MOMENT: Duration = Duration::from_millis(250);
     let look = move || {
         let pid = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).ok()?;
-        let mut ends = [PollFd::new(&pidfd, PollFlags::IN)];
-        poll(&mut ends, Some(&MOMENT)).ok()?;
-        Some(ends[0].revents().contains(PollFlags::IN))
+        Some(knarr_sys::ends_within(pidfd.as_fd(), MOMENT))
     };
     tokio::task::spawn_blocking(look).await.ok().flatten().unwrap_or(false)
 }

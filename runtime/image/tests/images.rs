@@ -73,8 +73,18 @@ async fn k08_images_are_found_again_without_the_database() {
     fs::remove_file(fixture.images.store().blob_path(&one.row.manifest)).unwrap();
     let told = fixture.reopen_without_database();
     assert!(told.len() == 1 && told[0].contains(&one.id().hex()), "{told:?}");
-    fixture.images.remove("web:2", RemoveOptions { force: true }, |_| vec![]).unwrap();
+    // The other image goes with all its names, and nothing names the layers that they share.
+    let other = two.id().to_string();
+    fixture.images.remove(&other, RemoveOptions { force: true }, |_| vec![]).unwrap();
+    assert!(listed(&fixture).is_empty());
+    fixture.images.sweep().await.unwrap();
     assert!(fixture.images.store().view(&one.row.layers).is_ok(), "its layers stay");
+    // Until the record is deleted, and the images are opened again.
+    fs::remove_file(&record).unwrap();
+    fixture.reopen();
+    assert_eq!(fixture.images.adopt().unwrap(), [""; 0]);
+    fixture.images.sweep().await.unwrap();
+    assert!(fixture.images.store().view(&one.row.layers).is_err(), "they go at last");
 }
 
 // --- pulling -------------------------------------------------------------------

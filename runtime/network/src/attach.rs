@@ -208,11 +208,12 @@ impl Inner {
         let bridge = match link::index(name) {
             Ok(index) => index,
             // Somebody deleted it.
-            Err(_) => {
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {
                 let links = link::links(&socket).map_err(Error::kernel("list interfaces"))?;
                 let options = &self.options;
                 bridge::ensure(&socket, network, &options.instance, options.mtu, &links)?
             }
+            Err(error) => return Err(Error::kernel(what)(error)),
         };
         // Before there is an interface: nothing passes unchecked.
         if let Some(source) = source(row) {

@@ -14,7 +14,7 @@ use knarr_netlink::{
     },
     text,
 };
-use nix::net::if_::if_nametoindex;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice::name_to_index, socket_with};
 
 const RTM_NEWROUTE: u16 = 24;
 const RTM_GETROUTE: u16 = 26;
@@ -91,7 +91,9 @@ pub(crate) fn links(socket: &Socket) -> io::Result<Vec<Link>> {
 
 /// The index of an interface of this thread's namespace.
 pub(crate) fn index(name: &str) -> io::Result<u32> {
-    Ok(if_nametoindex(name)?)
+    // Not by if_nametoindex(3): without a descriptor left it says that there is no such one.
+    let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    Ok(name_to_index(&socket, name)?)
 }
 
 /// Subnets that this host has addresses in or routes to, without the default

@@ -5,7 +5,10 @@
 //!   withdraw: filter elements → sockets closed → rows
 //! ```
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use knarr_model::{ContainerId, PortBinding, Transport};
 use knarr_netlink::Socket;
@@ -117,10 +120,10 @@ impl Inner {
     /// Holds ports and carries what the kernel does not forward.
     fn serve_ports(&self, container: &ContainerId, rows: &[PortRow], held: Vec<Held>) {
         let mut tasks = self.server.tasks();
+        let to: HashMap<_, _> = rows.iter().map(|row| (published(row), row.container_ip)).collect();
         for held in held {
-            let row = rows.iter().find(|row| published(row) == held.port);
-            if let Some(row) = row {
-                held.serve(row.container_ip, self.budget.seats.clone(), &mut tasks);
+            if let Some(address) = to.get(&held.port) {
+                held.serve(*address, self.budget.seats.clone(), &mut tasks);
             }
         }
         lock(&self.running).entry(container.clone()).or_default().ports = Some(tasks);

@@ -251,7 +251,11 @@ impl Inner {
         self.refresh_filter()
     }
 
-    fn reconcile(self: &Arc<Self>, live: &HashMap<&ContainerId, u32>, errors: &mut Vec<Error>) -> Result<()> {
+    fn reconcile(
+        self: &Arc<Self>,
+        live: &HashMap<&ContainerId, u32>,
+        errors: &mut Vec<Error>,
+    ) -> Result<()> {
         let endpoints = self.db.endpoints()?;
         let ports = self.db.ports()?;
         let all = endpoints.iter().map(|row| &row.container);

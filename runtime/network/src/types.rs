@@ -105,7 +105,7 @@ pub struct Attach<'a> {
 }
 
 /// A host port that is forwarded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PublishedPort {
     /// The host's address; the unspecified one is every address of its family.
     pub host_ip: IpAddr,

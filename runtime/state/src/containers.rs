@@ -495,7 +495,9 @@ mod tests {
         assert_eq!(db.volume_users("hold").unwrap().len(), 3);
         // Each change is counted.
         let id = rows[0].id.clone();
+        let before = db.container_revisions().unwrap()[id.as_str()];
         let counted = db.set_container_state(&id, &rows[0].state).unwrap();
+        assert_eq!(counted, before + 1);
         assert_eq!(db.set_container_spec(&id, &rows[0].spec).unwrap(), counted + 1);
         db.rename_container(&id, &"three".parse().unwrap()).unwrap();
         assert_eq!(db.container_revisions().unwrap()[id.as_str()], counted + 2);

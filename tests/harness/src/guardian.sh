@@ -25,5 +25,5 @@ for id in $(ls "$world/run/containers" 2> /dev/null); do
 done
 # /run is memory: it is empty after a power cut.
 [ -n "$keep" ] && exec rm -rf "$world/run"
-umount -l "$world/data" 2> /dev/null
+umount -l "$world/data/volumes" "$world/data" 2> /dev/null
 rm -rf "$world"

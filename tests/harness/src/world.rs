@@ -46,7 +46,8 @@ pub fn bin_dir() -> PathBuf {
 /// An engine of one's own.
 #[derive(Debug)]
 pub struct World {
-    /// Where the data root is a disk of its own; unmounted before its file goes.
+    /// Where the data root, or only its volumes, are on a disk of their own; unmounted before
+    /// its file goes.
     disk: Option<Disk>,
     dir: tempfile::TempDir,
     daemon: Option<Child>,
@@ -111,10 +112,28 @@ impl World {
     /// # Errors
     /// As [`World::new`], and without ext4 or loop devices.
     pub fn on_a_disk(mebibytes: u64) -> Result<Self> {
-        let mut world = Self::prepared(&[])?;
-        world.disk = Some(Disk::new(world.path().join("disk.img"), world.data_root(), mebibytes)?);
-        world.start_daemon()?;
-        Ok(world)
+        let world = Self::prepared(&[])?;
+        let place = world.data_root();
+        world.with_disk(place, mebibytes)
+    }
+
+    /// The same where only the volumes are on such a disk: flushing the database says nothing
+    /// of them.
+    ///
+    /// # Errors
+    /// As [`World::on_a_disk`].
+    pub fn with_volumes_on_a_disk(mebibytes: u64) -> Result<Self> {
+        let world = Self::prepared(&[])?;
+        fs::create_dir(world.data_root())?;
+        let place = world.data_root().join("volumes");
+        world.with_disk(place, mebibytes)
+    }
+
+    /// Mounts a disk at the place, then starts the daemon.
+    fn with_disk(mut self, place: PathBuf, mebibytes: u64) -> Result<Self> {
+        self.disk = Some(Disk::new(self.path().join("disk.img"), place, mebibytes)?);
+        self.start_daemon()?;
+        Ok(self)
     }
 
     fn prepared(arguments: &[&str]) -> Result<Self> {
@@ -127,6 +146,14 @@ impl World {
             daemon: None,
             arguments: arguments.iter().map(|a| (*a).to_owned()).collect(),
         })
+    }
+
+    /// The disk takes nothing more, and answers with EIO from now on; who uses it lives on.
+    ///
+    /// # Errors
+    /// Where the world has no disk of its own.
+    pub fn break_disk(&self) -> Result<()> {
+        self.disk.as_ref().context("a world on a disk of its own")?.cut()
     }
 
     /// Cuts the power: nothing more reaches the disk, and everything that ran is dead.

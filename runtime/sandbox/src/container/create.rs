@@ -3,9 +3,9 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::{
-    Container, cgroup_path, delete, exec_kinds, group_names, rules_pids,
+    Container, cgroup_path, delete, exec_kinds, group_names,
     join::{available, identity, terminal},
-    named_group,
+    named_group, rules_pids,
 };
 use crate::{
     Cgroup, Child, CreateOptions, Error, Failure, INIT_ANNOTATION, Manner, copyup,

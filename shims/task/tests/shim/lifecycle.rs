@@ -84,6 +84,26 @@ async fn a_task_that_was_never_started_can_be_deleted() {
 }
 
 #[tokio::test]
+async fn an_end_before_the_start_has_its_own_words() {
+    let mut shim = Shim::start().await;
+    let task = shim.create(&run(&["true"])).await;
+    // What ends by itself waits for the start; what is killed does not.
+    task.kill(9).await.unwrap();
+    assert_eq!(task.wait().await, 137);
+    let (code, words) = refused(task.start().await);
+    assert_eq!(code, Code::FAILED_PRECONDITION);
+    assert!(words.contains("ended before it was started"), "{words}");
+    task.delete().await.unwrap();
+
+    let task = shim.run(&run(&["true"])).await;
+    assert_eq!(task.wait().await, 0);
+    let (code, words) = refused(task.start().await);
+    assert_eq!(code, Code::FAILED_PRECONDITION);
+    assert!(words.contains("started already"), "{words}");
+    task.delete().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_task_that_was_killed_can_be_deleted_at_once() {
     let mut shim = Shim::start().await;
     for all in [false, true] {

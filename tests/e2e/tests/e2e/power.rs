@@ -1,16 +1,20 @@
 //! The power fails, and what was acknowledged is there afterwards (RELIABILITY K04, S3).
 //!
-//! The data root is a disk of its own. Each cut loses what ext4 had not written out, ends every
-//! process and empties the exec root; then the daemon starts as after a boot.
+//! The data root, or only its volumes, are on a disk of their own. Each cut loses what ext4 had
+//! not written out, ends every process and empties the exec root; then the daemon starts as after
+//! a boot.
 //!
 //! `KNARR_POWER_CUTS=N` asks for N cuts at random moments (`cargo xtask cuts`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs::File,
+    process::Stdio,
     time::Duration,
 };
 
 use knarr_harness::{ImageBuilder, World};
+use nix::{sys::stat::Mode, unistd::mkfifo};
 
 /// What has been acknowledged.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -136,6 +140,19 @@ fn k04_what_was_acknowledged_survives_a_power_cut() {
     }
 }
 
+#[test]
+fn k04_a_volume_on_a_disk_of_its_own_survives_a_power_cut() {
+    // On one disk ext4 writes everything out when the database is flushed. Here nothing does but
+    // who makes the volume.
+    let mut world =
+        World::with_volumes_on_a_disk(64).expect("a private engine, its volumes on a disk");
+    world.knarr(&["volume", "create", "v1"]).ok();
+    world.cut_power().unwrap();
+    world.power_on().unwrap();
+    assert_eq!(lines(&world, &["volume", "ls", "-q"]), BTreeSet::from(["v1".to_owned()]));
+    assert!(world.data_root().join("volumes/v1/_data").is_dir());
+}
+
 /// Moments are drawn by a generator with a fixed seed, so that a failure can be had again.
 struct Random(u64);
 
@@ -201,5 +218,30 @@ fn k04_a_power_cut_at_any_moment_leaves_each_step_done_or_absent() {
                 written = true;
             }
         }
+    }
+}
+
+/// The disk breaks after the last write of a verb, and before it is asked whether it has all.
+#[test]
+fn k04_k07_what_the_disk_does_not_take_is_not_acknowledged() {
+    for verb in [&["rm", "c"][..], &["rename", "c", "d"]] {
+        let (mut world, _) = fresh();
+        world.knarr(&["create", "--name", "c", "busybox", "true"]).ok();
+        world.stop_daemon();
+        let fifo = world.path().join("persist");
+        mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+        let armed = format!("persist=hold:{}", fifo.display());
+        world.start_daemon_with_env(&[("KNARR_FAILPOINTS", &armed)]).unwrap();
+        let asked = world.knarr_command(verb).stderr(Stdio::piped()).spawn().unwrap();
+        // Opened when somebody reads it: the verb has come that far.
+        let gate = File::options().write(true).open(&fifo).unwrap();
+        world.break_disk().unwrap();
+        drop(gate);
+        let answer = asked.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&answer.stderr);
+        assert!(!answer.status.success() && said.contains("nput/output error"), "{verb:?}: {said}");
+        world.cut_power().unwrap();
+        world.power_on().unwrap();
+        assert_eq!(lines(&world, &["ps", "-a", "--format", "{{.Names}}"]), ["c".to_owned()].into());
     }
 }
