@@ -38,7 +38,7 @@ pub(crate) async fn handle(api: Api, transport: Transport, request: Request) -> 
         },
         Err(error) => error.into_response(),
     };
-    // Never the query or a header: they may hold secrets (RELIABILITY A10).
+    // Never the query or a header: they may hold secrets (CATALOGUE A10).
     tracing::debug!(%method, path, status = response.status().as_u16(), "request");
     let headers = response.headers_mut();
     let server = concat!("Knarr/", env!("CARGO_PKG_VERSION"), " (linux)");
@@ -70,7 +70,7 @@ fn admit(transport: Transport, mut request: Request) -> Result<Request, ApiError
 }
 
 /// A web page may make a browser speak to a local port: it says so in `Origin`,
-/// and by the name that it resolved in `Host` (RELIABILITY A01).
+/// and by the name that it resolved in `Host` (CATALOGUE A01).
 fn check_origin(transport: Transport, headers: &HeaderMap) -> Result<(), ApiError> {
     let forbidden = |why: &str| Err(ApiError::new(StatusCode::FORBIDDEN, why));
     if headers.contains_key(header::ORIGIN) {

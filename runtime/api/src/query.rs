@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::error::{ApiError, Result};
 
-/// The most bytes of a JSON body (RELIABILITY A02).
+/// The most bytes of a JSON body (CATALOGUE A02).
 pub(crate) const MAX_JSON: usize = 4 << 20;
 
 /// Parameters of a query string; of several values of one name all are kept.

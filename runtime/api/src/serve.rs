@@ -48,7 +48,7 @@ impl Shutdown {
 }
 
 /// Connections at once, those that became streams included; more wait in the
-/// kernel's queue (RELIABILITY A03). A client that follows a container's run has
+/// kernel's queue (CATALOGUE A03). A client that follows a container's run has
 /// two or three of them.
 const CONNECTIONS: usize = 8192;
 /// Never more than this share of the descriptors that this process may have: the

@@ -179,7 +179,7 @@ impl From<io::Error> for Side {
 }
 
 /// Copies until the end of file. A slow writer slows the reader: nothing piles
-/// up between them (RELIABILITY A04).
+/// up between them (CATALOGUE A04).
 async fn copy(
     reader: &mut (impl AsyncRead + Unpin),
     writer: &mut (impl AsyncWrite + Unpin),

@@ -4,7 +4,7 @@
 //! command lines come from images and containers. On a terminal their control
 //! characters would move the cursor, change its title, or answer for the user, so
 //! there they are shown as Go and Rust write them (`\x1b`). Elsewhere everything goes
-//! out as it came, as with Docker's client (RELIABILITY A05, A13).
+//! out as it came, as with Docker's client (CATALOGUE A05, A13).
 //!
 //! The output of `logs`, `attach`, `exec` and `run` is the program's own and is
 //! passed on as it is.

@@ -12,7 +12,7 @@
 //! **How it fails.** [`Error::Connect`] where nothing listens, [`Error::Api`]
 //! with the engine's own words where it refuses, [`Error::Protocol`] where it
 //! breaks off, says what this client does not understand, or does not stop: every
-//! document, line and message has a longest length (RELIABILITY A13).
+//! document, line and message has a longest length (CATALOGUE A13).
 
 #![forbid(unsafe_code)]
 

@@ -2,7 +2,7 @@
 //! they mean something here.
 //!
 //! A flag and a key that say the same thing twice, or a key that nobody knows,
-//! keep the daemon from starting (RELIABILITY A11): a typo in a limit is worse
+//! keep the daemon from starting (CATALOGUE A11): a typo in a limit is worse
 //! than a daemon that is down.
 
 use std::{collections::BTreeMap, path::PathBuf};

@@ -1,5 +1,5 @@
 //! `knarrd unpack-layer`: layers are unpacked by a process that may nothing else
-//! (RELIABILITY I08, S6). Needs root, as the engine does.
+//! (CATALOGUE I08, S6). Needs root, as the engine does.
 
 #[path = "../../../tests/harness/src/evil_tar.rs"]
 #[allow(dead_code)]

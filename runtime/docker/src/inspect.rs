@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{ContainerConfig, EndpointSettings, HostConfig, HostPortBinding, MountPoint, is_zero};
+use crate::{ContainerConfig, EndpointSettings, HostConfig, HostPortBinding, MountPoint};
 
 wire! {
     /// Everything about one container.
@@ -170,16 +170,5 @@ wire! {
         pub mac_address: String,
         /// By name.
         pub networks: BTreeMap<String, EndpointSettings>,
-    }
-
-    /// Body of `POST /containers/{id}/update`.
-    #[serde(rename_all = "PascalCase")]
-    pub struct ContainerUpdateRequest {
-        /// Bytes; 0 leaves it.
-        #[serde(skip_serializing_if = "is_zero")]
-        pub memory: i64,
-        /// Processes.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        pub pids_limit: Option<i64>,
     }
 }

@@ -196,7 +196,7 @@ fn frame(line: &LogLine, bytes: &mut Vec<u8>) {
 }
 
 /// Copies both ways until the process's output ends; a half-close of the
-/// client's goes through as one (RELIABILITY P04).
+/// client's goes through as one (CATALOGUE P04).
 async fn splice(client: tokio::io::DuplexStream, shim: UnixStream, wants_input: bool) {
     let (mut from_client, mut to_client) = tokio::io::split(client);
     let (mut from_shim, mut to_shim) = shim.into_split();

@@ -35,7 +35,7 @@ use crate::{
 /// Status of a row whose container is not complete yet; never seen outside.
 pub(crate) const CREATING: &str = "creating";
 
-/// Bytes of command and environment (RELIABILITY X09); an image's have a limit of
+/// Bytes of command and environment (CATALOGUE X09); an image's have a limit of
 /// their own (I21).
 const MAX_ARGV: usize = 2 << 20;
 

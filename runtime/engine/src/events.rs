@@ -8,7 +8,7 @@
 //!
 //! Publishing never waits. A listener that does not listen does not get what it can
 //! no longer have in order, and learns it by the end of its stream; how many events
-//! it lost is in the log (RELIABILITY A09).
+//! it lost is in the log (CATALOGUE A09).
 
 use std::{
     collections::{BTreeMap, VecDeque},

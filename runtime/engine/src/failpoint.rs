@@ -5,7 +5,7 @@
 //! `name=hold:FIFO` waits there until somebody has opened the FIFO for writing and
 //! closed it: what else must go on meanwhile can be seen without a clock.
 //! [`NAMES`] lists them all, so that a test can go through every one
-//! (RELIABILITY K01).
+//! (CATALOGUE K01).
 
 use std::{collections::HashMap, path::PathBuf, sync::OnceLock};
 

@@ -73,7 +73,7 @@ fn swap_limit() -> bool {
     }
 }
 
-/// Changes with every boot: pids of another boot mean nothing (RELIABILITY K10, K11).
+/// Changes with every boot: pids of another boot mean nothing (CATALOGUE K10, K11).
 pub(crate) fn boot_id() -> String {
     // Each record of a container asks; no process outlives its boot.
     static BOOT: OnceLock<String> = OnceLock::new();

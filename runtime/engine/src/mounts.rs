@@ -112,7 +112,7 @@ pub(crate) fn tmpfs_options(
 }
 
 /// Checks what a request and its image say about mounts: absolute targets without `..`, none
-/// twice, none over what the kernel shows (RELIABILITY R05), but where it is the user who binds
+/// twice, none over what the kernel shows (CATALOGUE R05), but where it is the user who binds
 /// the host's own there. Where links of the image lead a target to is knarr-init's to see.
 pub(crate) fn check(mounts: &[MountSpec], wasm: bool) -> Result<()> {
     let mut seen = std::collections::BTreeSet::new();

@@ -2,7 +2,7 @@
 //!
 //! Everything that Docker does by default is here, once, and golden-tested:
 //! capabilities, masked and read-only paths, mounts, devices, sysctls
-//! (RELIABILITY C.1; moby `daemon/pkg/oci/defaults.go`). What the host looks
+//! (moby `daemon/pkg/oci/defaults.go`). What the host looks
 //! like comes in as [`Host`]; nothing is read from it here.
 //!
 //! For a Wasm program the specification names the same namespaces and limits,
@@ -27,7 +27,7 @@ const SECCOMP_ANNOTATION: &str = "dev.knarr.seccomp";
 /// Annotation understood by the sandbox: its init stays as PID 1.
 const INIT_ANNOTATION: &str = "dev.knarr.init";
 
-/// Processes and threads, unless asked otherwise: a fork bomb stays inside (RELIABILITY X01).
+/// Processes and threads, unless asked otherwise: a fork bomb stays inside (CATALOGUE X01).
 pub(crate) const DEFAULT_PIDS: u64 = 4096;
 
 const MASKED: [&str; 12] = [

@@ -1,7 +1,7 @@
 //! Namespaces of other containers that a start joins.
 //!
 //! They are named by the number of the other's first process, which may end at any
-//! moment, and its number go to a stranger (RELIABILITY K10). So that process is held
+//! moment, and its number go to a stranger (CATALOGUE K10). So that process is held
 //! from before the names are made until they have been opened: if it lived all the
 //! time, they were its own.
 

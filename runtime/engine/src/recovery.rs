@@ -15,7 +15,7 @@
 //! `info` and tried again (notices.rs).
 //!
 //! Nothing is ever signalled by a number that a file says: a pid may belong to
-//! somebody else by now (RELIABILITY K10). What is ours is known by its cgroup,
+//! somebody else by now (CATALOGUE K10). What is ours is known by its cgroup,
 //! whose path has the container's id in it, and the first process, which may have
 //! left that, by its number together with its start time, within one boot.
 

@@ -176,7 +176,7 @@ impl Engine {
         let prepared = began.elapsed();
         let pid = self.create_task(container, &bundle, &rootfs, &streams, made).await?;
         // Their namespaces are open by now. Whoever has not ended since he was looked up
-        // was the one whom they were taken from (RELIABILITY K10).
+        // was the one whom they were taken from (CATALOGUE K10).
         if let Some((name, _)) = joined.iter().find(|(_, first)| first.has_ended()) {
             return Err(Error::conflict(format!(
                 "cannot join the namespaces of container {name}: it ended meanwhile"

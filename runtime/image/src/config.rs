@@ -1,4 +1,4 @@
-//! Image configurations, checked (RELIABILITY I21).
+//! Image configurations, checked (CATALOGUE I21).
 //!
 //! What an image says about itself is untrusted. Every value is parsed into a
 //! type that cannot be wrong, or the image is refused with `invalid image

@@ -6,7 +6,7 @@
 //!
 //! A lease is written before the store is asked whether something is there, and
 //! a sweep keeps everything that a lease names; both under one lock, so that
-//! nothing found here can vanish (RELIABILITY I22). A lease that is not ended
+//! nothing found here can vanish (CATALOGUE I22). A lease that is not ended
 //! expires after a day: what a broken pull left is found by the next one.
 
 use std::{

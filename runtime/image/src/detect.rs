@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Bytes have the last word over labels: where they contradict each other the
-//! image is refused with both readings (RELIABILITY I19). Code compiled ahead
+//! image is refused with both readings (CATALOGUE I19). Code compiled ahead
 //! by wasmtime is native code without a sandbox; it is never taken from an
 //! image (I20).
 

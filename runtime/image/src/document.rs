@@ -1,6 +1,6 @@
 //! Manifests and indexes, read strictly.
 //!
-//! A document has one reading or none (RELIABILITY I11, I12): keys are not
+//! A document has one reading or none (CATALOGUE I11, I12): keys are not
 //! repeated, nesting and size are bounded, the body agrees with the media type
 //! under which it came, and what has the shape of both an index and a manifest
 //! is refused.
@@ -24,7 +24,7 @@ const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 
-/// A manifest or index (RELIABILITY I11).
+/// A manifest or index (CATALOGUE I11).
 pub(crate) const MANIFEST_MAX: u64 = 4 << 20;
 /// An image configuration.
 pub(crate) const CONFIG_MAX: u64 = 8 << 20;

@@ -56,7 +56,7 @@ pub enum Error {
         /// The other.
         other: String,
     },
-    /// A layer does not unpack to what the configuration announces (RELIABILITY I10).
+    /// A layer does not unpack to what the configuration announces (CATALOGUE I10).
     #[error("layer {position}: diff id is {found}, the image configuration says {want}")]
     DiffId {
         /// Counted from 1.

@@ -11,13 +11,13 @@
 //!
 //! The archive is read once, from its beginning to its end, whatever the order
 //! of its entries. Names in it are looked up among its own entries and never
-//! used as paths (RELIABILITY I17); symbolic links, with which old versions of
+//! used as paths (CATALOGUE I17); symbolic links, with which old versions of
 //! Docker shared layers, are followed among those names only.
 //!
 //! **How it fails.** Nothing of an archive is stored as an image before all of
 //! it was read. An archive with several images stores those before a bad one.
 //! What is remembered of an archive is bounded in bytes, and so is what its
-//! compression may unfold to in the store (RELIABILITY I08).
+//! compression may unfold to in the store (CATALOGUE I08).
 
 use std::{
     cell::Cell,

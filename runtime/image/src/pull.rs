@@ -37,7 +37,7 @@ use crate::{
 
 /// How many layers come at once.
 const LAYERS_AT_ONCE: usize = 3;
-/// Indexes of indexes (RELIABILITY I11).
+/// Indexes of indexes (CATALOGUE I11).
 const LEVELS_MAX: usize = 4;
 
 /// A manifest that was found behind a reference.

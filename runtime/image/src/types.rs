@@ -35,7 +35,7 @@ impl Image {
     }
 }
 
-/// What an image says about running it, parsed and checked (RELIABILITY I21).
+/// What an image says about running it, parsed and checked (CATALOGUE I21).
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ImageConfig {

@@ -1,5 +1,5 @@
 //! Images from registries and archives that lie, break off, or say two things
-//! at once (RELIABILITY B.2).
+//! at once (CATALOGUE, I).
 
 mod budgets;
 #[path = "../../../tests/harness/src/evil_tar.rs"]

@@ -21,7 +21,7 @@ use crate::WasmAbi;
 
 /// Annotation of the OCI specification that makes a task a Wasm task; its value
 /// is a [`WasmLaunch`] as JSON. Only the engine writes it: labels and
-/// annotations of images never reach the specification (RELIABILITY R18).
+/// annotations of images never reach the specification (CATALOGUE R18).
 pub const WASM_ANNOTATION: &str = "dev.knarr.wasm";
 
 /// Annotation with names of supplementary groups, separated by commas, that the

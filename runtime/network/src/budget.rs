@@ -3,7 +3,7 @@
 //! The userland path of published ports and the name server open sockets at the
 //! wish of whoever connects or asks. They share a part of the process' limit
 //! (`RLIMIT_NOFILE`) and no more, so that a flood finds an end before the engine
-//! lacks a descriptor (RELIABILITY N09, N11):
+//! lacks a descriptor (CATALOGUE N09, N11):
 //!
 //! ```text
 //!   limit ──┬── 1/8 connections (two sockets each), half of them of one port

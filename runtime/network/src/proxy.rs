@@ -5,7 +5,7 @@
 //! means `::1` first, works), and whatever comes while somebody has flushed
 //! the packet filter. It is carried from here, each connection on a seat of the
 //! [`Budget`](crate::budget::Budget): what strangers open here is bounded, for one
-//! port and for all (RELIABILITY N11).
+//! port and for all (CATALOGUE N11).
 
 use std::{
     collections::HashMap,

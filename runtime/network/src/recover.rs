@@ -355,7 +355,7 @@ impl Inner {
     }
 
     /// Loads the packet filter again whenever somebody else touches it
-    /// (`nft flush ruleset`, a firewall's reload: RELIABILITY N08).
+    /// (`nft flush ruleset`, a firewall's reload: CATALOGUE N08).
     fn watch(self: &Arc<Self>) -> std::io::Result<()> {
         let socket = Socket::netfilter()?;
         socket.subscribe(NFTABLES_GROUP)?;

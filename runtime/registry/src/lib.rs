@@ -44,7 +44,7 @@ pub use client::{Client, Config, Timing};
 pub use error::Error;
 pub use lookup::{Lookup, System};
 
-/// A manifest or index may not be larger (RELIABILITY I11).
+/// A manifest or index may not be larger (CATALOGUE I11).
 pub const MANIFEST_LIMIT: u64 = 4 << 20;
 
 /// The media types of manifests and indexes that Knarr understands, in the

@@ -25,7 +25,7 @@
 //!
 //! | annotation | meaning |
 //! |---|---|
-//! | [`knarr_model::task::WASM_ANNOTATION`] | the Wasm jail: see [`wasm`](crate::Container) and RELIABILITY C.4 |
+//! | [`knarr_model::task::WASM_ANNOTATION`] | the Wasm jail: see [`wasm`](crate::Container) |
 //! | [`SECCOMP_ANNOTATION`] = `default` | the embedded Docker profile, resolved for the process's capabilities (leave `linux.seccomp` out) |
 //! | [`SYSTEMD_ANNOTATION`] = [`systemd_manager`]'s | systemd makes the control group |
 //! | [`INIT_ANNOTATION`] = `true` | knarr-init stays as PID 1, forwards signals and reaps (`--init`) |

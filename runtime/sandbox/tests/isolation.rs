@@ -1,4 +1,4 @@
-//! Attacks of RELIABILITY B.1, as far as the sandbox alone can answer them.
+//! Attacks R of CATALOGUE, as far as the sandbox alone can answer them.
 
 mod common;
 

@@ -1,5 +1,5 @@
 //! The Wasm jail, with a native probe in place of the Wasm host: what a guest
-//! that has broken out of the host could do (RELIABILITY W27).
+//! that has broken out of the host could do (CATALOGUE W27).
 
 mod common;
 

@@ -1,5 +1,5 @@
 //! Mounts and the places that they are put on, against images and neighbours that lead them
-//! elsewhere (RELIABILITY R03, R04, R05, R12, R20, R21, V01, V10).
+//! elsewhere (CATALOGUE R03, R04, R05, R12, R20, R21, V01, V10).
 
 mod common;
 

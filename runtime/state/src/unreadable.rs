@@ -2,7 +2,7 @@
 //!
 //! One bad row keeps nothing from starting and is never taken for something
 //! else: every list leaves it out, and it stays where it is until its record
-//! mends it or a version that can read it comes (RELIABILITY K05).
+//! mends it or a version that can read it comes (CATALOGUE K05).
 
 use crate::{Db, Result, containers, images, networks, volumes};
 

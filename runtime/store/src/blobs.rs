@@ -24,7 +24,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{Error, Result, Store};
 
-/// Documents are never read beyond this (image configurations, RELIABILITY I11).
+/// Documents are never read beyond this (image configurations, CATALOGUE I11).
 pub const MAX_READ: u64 = 8 << 20;
 
 /// A blob on its way into the store.

@@ -12,7 +12,7 @@ use std::io::{self, BufRead, BufReader, Chain, Cursor, Read};
 use flate2::bufread::MultiGzDecoder;
 use serde::{Deserialize, Serialize};
 
-/// zstd windows up to 2^27 bytes = 128 MiB (RELIABILITY I08).
+/// zstd windows up to 2^27 bytes = 128 MiB (CATALOGUE I08).
 const ZSTD_WINDOW_LOG: u32 = 27;
 
 /// How a stream is compressed.

@@ -6,7 +6,7 @@
 //! set through the descriptor of what was just made. A parent that is a
 //! symbolic link of this very layer (`lib -> usr/lib`, then `lib/x`) is read
 //! and resolved component by component with the layer's root as `/`, before
-//! anything is opened (RELIABILITY I02, `resolve.rs`).
+//! anything is opened (CATALOGUE I02, `resolve.rs`).
 //!
 //! Whiteouts become what overlayfs understands: a character device 0:0 for a
 //! name, the attribute `trusted.overlay.opaque=y` for a directory. They speak of

@@ -1,6 +1,6 @@
 //! A compressed stream as it is read: bounded, and hashed where somebody asks.
 //!
-//! There is no other way to a decompressor, so each has a budget (RELIABILITY
+//! There is no other way to a decompressor, so each has a budget (CATALOGUE
 //! I08): bytes, bytes for each compressed one, and for what goes beyond that
 //! ratio an allowance that all streams with the same [`Limits`] share, so that
 //! a bomb is not cut into layers.
@@ -23,7 +23,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{Compression, Error, Result, decompress::Decompressor};
 
-/// What an archive may ask for (RELIABILITY I08). Clones share what is shared.
+/// What an archive may ask for (CATALOGUE I08). Clones share what is shared.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Entries of all layers that share these limits.

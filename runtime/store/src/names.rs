@@ -1,7 +1,7 @@
 //! Names inside an archive, made safe.
 //!
 //! An entry's path becomes a list of components: relative to the layer's root,
-//! without empty ones and `.`; `..` is refused wherever it stands (RELIABILITY
+//! without empty ones and `.`; `..` is refused wherever it stands (CATALOGUE
 //! I01). Whiteouts are told from files here, and only in their exact forms (I05).
 
 /// Longest path that the kernel takes, with its end.

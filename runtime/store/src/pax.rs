@@ -85,7 +85,7 @@ fn time(text: &str) -> Option<(i64, u32)> {
 }
 
 /// Extended attributes that mean something in a container are kept; those that
-/// steer overlayfs are an attack (RELIABILITY I06); those that belong to the
+/// steer overlayfs are an attack (CATALOGUE I06); those that belong to the
 /// builder's host (its SELinux labels, IMA hashes) are left out.
 fn attribute(pax: &mut Pax, name: &[u8], value: &[u8]) -> Result<(), String> {
     let shown = String::from_utf8_lossy(name);

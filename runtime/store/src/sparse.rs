@@ -10,7 +10,7 @@
 //!
 //! **How it fails.** Pieces out of order, over one another, beyond the file's
 //! size or not exactly as long as the data refuse the archive: a map never makes
-//! more data than the archive holds, holes cost no space (RELIABILITY I07).
+//! more data than the archive holds, holes cost no space (CATALOGUE I07).
 
 /// Numbers of one map: half a million pieces.
 pub(crate) const NUMBERS_MAX: usize = 1 << 20;

@@ -1,8 +1,8 @@
 //! The system calls that nix and rustix lack, made safe.
 //!
-//! Every `unsafe` block of the engine lives here (and in `knarr-init`, which
-//! has no libc at all). Each says why it is needed and why it is sound. All
-//! file descriptors that come out are close-on-exec.
+//! Every `unsafe` block of the engine lives here, in `knarr-init`, which has no
+//! libc at all, and in two files of the Wasm host. Each says why it is needed and
+//! why it is sound. All file descriptors that come out are close-on-exec.
 
 mod background;
 mod beneath;

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Such a tree may be 100,000 levels deep or hold a million files
-//! (RELIABILITY X10). So there is one walk for all three ([`walk`]), and it
+//! (CATALOGUE X10). So there is one walk for all three ([`walk`]), and it
 //!
 //! - does not recurse: its own stack does not grow with the depth;
 //! - has at most [`trail::OPEN_MAX`] directories open: those further up are

@@ -67,7 +67,7 @@ fn open_in_root(root: BorrowedFd<'_>, path: &Path) -> std::result::Result<OwnedF
 
 /// The directory `subpath` below `root` (a volume's data), for
 /// `volume-subpath`: no component may be a link, leave the root or cross a
-/// mount, and what was checked is what is answered (RELIABILITY V05).
+/// mount, and what was checked is what is answered (CATALOGUE V05).
 ///
 /// # Errors
 /// [`Error::Subpath`] when it is not such a directory.

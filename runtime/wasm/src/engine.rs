@@ -56,7 +56,7 @@ impl Kind {
 fn config(kind: Kind) -> Config {
     let mut config = Config::new();
     // Denied: what a WASI 0.2 program cannot use here, or what is not a first-tier
-    // feature of wasmtime (RELIABILITY W20); threads, gc and exceptions are not even
+    // feature of wasmtime (CATALOGUE W20); threads, gc and exceptions are not even
     // built in. Validation names what a module asked for.
     config
         .wasm_memory64(false)

@@ -56,7 +56,7 @@ static HEAP: knarr_sys::CountedHeap = knarr_sys::CountedHeap;
 const USAGE: &str = "usage: knarr-wasm run | serve | compile | fingerprint";
 
 /// A fault of the host's own ends the process, whichever thread or request has met it: what
-/// it has left half done is nothing to serve others with (RELIABILITY W17). The container's
+/// it has left half done is nothing to serve others with (CATALOGUE W17). The container's
 /// log has the reason, and its restart policy the next word.
 #[allow(clippy::exit, reason = "threads and tasks catch what unwinds")]
 fn end_with_a_panic() {

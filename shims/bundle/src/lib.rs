@@ -16,7 +16,7 @@
 //! Bytes win over words: a handler cannot make a module of a shell script. Annotations
 //! come from pods and images there: they may choose the executor and grant nothing but
 //! the ports of `dev.knarr.listen`; those that are knarrd's own words are left out,
-//! whoever wrote them (RELIABILITY R18).
+//! whoever wrote them (CATALOGUE R18).
 //!
 //! Both doors for other engines come through here, knarr-oci and containerd's shim, and
 //! the code lies in the cache that knarrd uses, too.

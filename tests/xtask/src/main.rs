@@ -104,7 +104,9 @@ fn cuts(number: &str) -> Result<()> {
         "cargo",
         "test",
         "--release",
-        "--package=knarr-e2e",
+        // With the features of the whole workspace, which is built.
+        "--workspace",
+        "--test=e2e",
         "--",
         "k04_a_power_cut_at_any_moment",
     ];

@@ -11,7 +11,7 @@ use knarr_model::{ContainerSpec, NetworkMode, RestartPolicy, Workload};
 
 use super::{list::abi, mount_point};
 
-/// Docker's masked paths (RELIABILITY C.1).
+/// Docker's masked paths.
 const MASKED: [&str; 11] = [
     "/proc/asound",
     "/proc/acpi",

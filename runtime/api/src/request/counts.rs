@@ -1,4 +1,4 @@
-//! How many of everything a request may bring (RELIABILITY X09).
+//! How many of everything a request may bring (CATALOGUE X09).
 //!
 //! What is behind a count costs the kernel or the engine something for each: a
 //! mount, a rule, a row. The body's own limit alone would allow a million. Words of

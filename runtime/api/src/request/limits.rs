@@ -1,4 +1,4 @@
-//! Limits, ulimits, devices, sysctls (RELIABILITY A06).
+//! Limits, ulimits, devices, sysctls (CATALOGUE A06).
 
 use std::path::PathBuf;
 

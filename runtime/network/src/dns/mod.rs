@@ -8,7 +8,7 @@
 //! **How it fails.** What is no DNS query is dropped or `FORMERR`; what cannot be
 //! answered in time is `SERVFAIL`. Each container has so many questions
 //! and connections in flight and no more, and all together a share of the
-//! [`Budget`] (RELIABILITY N09): a flood hurts the container that makes it.
+//! [`Budget`] (CATALOGUE N09): a flood hurts the container that makes it.
 
 mod answer;
 mod upstream;

@@ -1,7 +1,7 @@
 //! Forgetting UDP flows whose forwarding changed.
 //!
 //! The kernel decides about a flow once. A UDP client that never falls silent
-//! would go on being forwarded to where the port led before (RELIABILITY N12),
+//! would go on being forwarded to where the port led before (CATALOGUE N12),
 //! so flows to a port that is published or withdrawn are forgotten.
 
 use std::io;

@@ -1,6 +1,6 @@
 //! The packet filter: two nf_tables tables of our own, `knarr-<instance>` in the
 //! families `inet` (what the host routes, answers and sends) and `bridge` (what
-//! containers send: only from their own addresses, RELIABILITY N07).
+//! containers send: only from their own addresses, CATALOGUE N07).
 //!
 //! Loaded whole, in one transaction, when the engine opens (or when somebody
 //! flushed it); from then on only elements of its sets and maps come and go.

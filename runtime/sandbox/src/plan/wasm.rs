@@ -1,4 +1,4 @@
-//! The Wasm jail (RELIABILITY C.4): the same corridor, a barer room.
+//! The Wasm jail: the same corridor, a barer room.
 //!
 //! ```text
 //! /                 empty, read-only

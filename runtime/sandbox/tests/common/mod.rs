@@ -219,7 +219,7 @@ pub fn pipes() -> (Stdio, Pipes) {
 
 pub use knarr_model::capability::DEFAULT as CAPABILITIES;
 
-/// What Docker's defaults are as a specification (RELIABILITY C.1).
+/// What Docker's defaults are as a specification.
 pub fn docker_spec(id: &str, args: &[&str]) -> Value {
     json!({
         "ociVersion": "1.2.0",

@@ -1,4 +1,4 @@
-//! The store against archives and streams that lie (RELIABILITY B.2).
+//! The store against archives and streams that lie (CATALOGUE, I).
 
 #[path = "../../../../tests/harness/src/evil_tar.rs"]
 #[allow(dead_code)]

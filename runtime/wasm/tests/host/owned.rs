@@ -1,4 +1,4 @@
-//! A guest that owns its host (RELIABILITY W27): native code in the place of compiled
+//! A guest that owns its host (CATALOGUE W27): native code in the place of compiled
 //! code, in the process of the real host, in the real jail.
 //!
 //! The text of a module's compiled code is replaced by a program that does system calls

@@ -1,5 +1,5 @@
 //! The daemon dies at every step of everything it does in several steps, and
-//! afterwards each operation is absent or done (RELIABILITY K01, S4).
+//! afterwards each operation is absent or done (CATALOGUE K01, S4).
 
 use std::{collections::BTreeSet, fs};
 

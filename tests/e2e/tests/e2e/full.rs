@@ -1,4 +1,4 @@
-//! A full data root: nothing new, and everything can be removed (RELIABILITY K06, K07).
+//! A full data root: nothing new, and everything can be removed (CATALOGUE K06, K07).
 
 use std::{
     fs,

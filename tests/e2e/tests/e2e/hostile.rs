@@ -1,4 +1,4 @@
-//! The command line before an engine that is not to be believed (RELIABILITY A13).
+//! The command line before an engine that is not to be believed (CATALOGUE A13).
 
 use std::{
     io::{BufWriter, Read as _, Write as _},

@@ -1,4 +1,4 @@
-//! The power fails, and what was acknowledged is there afterwards (RELIABILITY K04, S3).
+//! The power fails, and what was acknowledged is there afterwards (CATALOGUE K04, S3).
 //!
 //! The data root, or only its volumes, are on a disk of their own. Each cut loses what ext4 had
 //! not written out, ends every process and empties the exec root; then the daemon starts as after

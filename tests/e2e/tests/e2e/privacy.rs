@@ -28,7 +28,7 @@ fn holds_no_secret(what: &str, text: &str) {
 }
 
 /// What a client trusts the engine with is in no line of its log, however much it logs,
-/// and in no message of a failure (RELIABILITY A10).
+/// and in no message of a failure (CATALOGUE A10).
 #[test]
 fn a10_no_secret_is_logged_or_told() {
     let mut world = World::with_arguments(&["--debug", "--log-level", "debug"]).expect("an engine");

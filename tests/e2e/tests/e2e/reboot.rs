@@ -1,5 +1,5 @@
 //! A host that was started anew: nothing of the exec root is there, and the
-//! boot's id is another one (RELIABILITY K11).
+//! boot's id is another one (CATALOGUE K11).
 
 use std::{fs, path::Path};
 
