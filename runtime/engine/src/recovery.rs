@@ -146,8 +146,15 @@ impl Engine {
     /// runs, what the engine made outside its roots goes: the parent of all
     /// cgroups, and the bridges and the packet filter of an engine with a data
     /// root of its own. The host's main engine leaves those be, as dockerd does:
-    /// others may have made their rules for its bridge.
+    /// others may have made their rules for its bridge. The database is closed: whoever
+    /// puts another in its place gets that one.
     pub async fn leave(&self) {
+        self.leave_host().await;
+        let engine = self.clone();
+        let _ = crate::facades::blocking(move || engine.0.db.close()).await;
+    }
+
+    async fn leave_host(&self) {
         let engine = self.clone();
         if let Err(error) = crate::facades::blocking(move || engine.write_records()).await {
             tracing::warn!(%error, "write records");
@@ -322,7 +329,7 @@ impl Engine {
             self.finish(container, &exit, lost && same_boot, None).await;
         }
         self.remove_cgroup(container);
-        self.remove_bundle(container);
+        self.remove_bundle(container).await;
     }
 
     fn adopt(&self, container: &Arc<Container>, shim: Arc<Shim>, pid: u32, phase: Phase) {

@@ -95,7 +95,7 @@ impl Engine {
         self.save(container)?;
         failpoint::hit("remove.row")?;
         self.forget_execs(container, false);
-        self.remove_bundle(container);
+        self.remove_bundle(container).await;
         let retired = match self.0.store.retire_snapshot(&container.id) {
             Ok(retired) => retired,
             Err(error) => {

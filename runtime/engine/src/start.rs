@@ -32,6 +32,7 @@ use crate::{
     create::{private_directory, write_public},
     devices,
     engine::{Engine, now},
+    facades::blocking,
     failpoint,
     grants::grants,
     mounts::{StoredKind, shows_devices},
@@ -288,14 +289,25 @@ impl Engine {
             facts.ports.clear();
             facts.shim = None;
         }
-        self.remove_bundle(container);
+        self.remove_bundle(container).await;
         self.0.shims.refill();
     }
 
-    /// The bundle's directory goes; it need not be there.
-    pub(crate) fn remove_bundle(&self, container: &Container) {
+    /// The bundle's directory goes; it need not be there. What is usually in it goes by name:
+    /// that takes no descriptor, which there may be none of.
+    pub(crate) async fn remove_bundle(&self, container: &Container) {
         let bundle = self.bundle(&container.id);
-        if let Err(error) = knarr_tree::remove(&bundle) {
+        for name in ["config.json", SHIM_NOTE, "init.json", "exit.json", "network.json"] {
+            let _ = std::fs::remove_file(bundle.join(name));
+        }
+        match std::fs::remove_dir(&bundle) {
+            Ok(()) => return,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
+            Err(_) => {}
+        }
+        let whole = bundle.clone();
+        let removed = blocking(move || knarr_tree::remove(&whole).map_err(|e| e.to_string())).await;
+        if let Err(error) = removed.map_err(|error| error.to_string()).flatten() {
             tracing::warn!(%error, bundle = %bundle.display(), "remove bundle");
         }
     }

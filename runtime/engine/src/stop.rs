@@ -414,7 +414,7 @@ impl Engine {
                 }
             }
         }
-        self.remove_bundle(container);
+        self.remove_bundle(container).await;
         let _ = failpoint::hit("exit.bundle");
     }
 

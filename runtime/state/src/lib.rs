@@ -175,6 +175,15 @@ impl Db {
             .map_err(|source| Error::Io { path: log.clone(), source })
     }
 
+    /// Closes it, whoever has it: everything is in the database itself then, and nothing in
+    /// its log. What is asked from now on is an error. Blocks.
+    pub fn close(&self) {
+        let connection = self.lock().0.take();
+        if let Some(connection) = connection {
+            open::close(connection, &self.path);
+        }
+    }
+
     /// Whether something new may be written.
     ///
     /// # Errors
@@ -205,10 +214,7 @@ impl Db {
 
 impl Drop for Db {
     fn drop(&mut self) {
-        let connection = self.connection.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(connection) = connection {
-            open::close(connection, &self.path);
-        }
+        self.close();
     }
 }
 
