@@ -504,6 +504,17 @@ mod tests {
     }
 
     #[test]
+    fn i22_no_container_is_made_of_an_image_that_is_gone() {
+        let scratch = tempfile::tempdir().unwrap();
+        let db = open(&scratch.path().join("state.db"));
+        let gone = ContainerRow { image: Digest::from_bytes([8; 32]), ..row('a', "one") };
+        assert_eq!(db.insert_container(&gone).unwrap(), NameClaim::NoImage);
+        assert_eq!(db.insert_container(&row('b', "one")).unwrap(), NameClaim::Ours);
+        let owner = row('b', "one").id;
+        assert_eq!(db.insert_container(&gone).unwrap(), NameClaim::Taken(owner));
+    }
+
+    #[test]
     fn k05_rows_that_cannot_be_read_are_named_and_left_out() {
         let scratch = tempfile::tempdir().unwrap();
         let db = open(&scratch.path().join("state.db"));
