@@ -709,12 +709,12 @@ impl Engine {
             failpoint::hit("remove.delete")?;
             engine.0.volumes.release(&container, remove_anonymous).map_err(Error::from_room)
         };
-        let of = self.0.volumes.of(id);
-        if of.as_ref().is_ok_and(Vec::is_empty) {
-            return;
-        }
-        let of = of.unwrap_or_default();
-        let deletes = remove_anonymous && of.iter().any(|volume| volume.anonymous);
+        let deletes = match self.0.volumes.of(id) {
+            Ok(of) if of.is_empty() => return,
+            Ok(of) => remove_anonymous && of.iter().any(|volume| volume.anonymous),
+            // The release says what is wrong.
+            Err(_) => false,
+        };
         let released =
             if deletes { long(&DELETIONS, release).await } else { blocking(release).await };
         if let Err(error) = released.flatten() {

@@ -297,18 +297,26 @@ impl Engine {
     /// that takes no descriptor, which there may be none of.
     pub(crate) async fn remove_bundle(&self, container: &Container) {
         let bundle = self.bundle(&container.id);
+        let gone = || match std::fs::remove_dir(&bundle) {
+            Ok(()) => true,
+            Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+        };
+        // A removal after an end finds none.
+        if gone() {
+            return;
+        }
         for name in ["config.json", SHIM_NOTE, "init.json", "exit.json", "network.json"] {
             let _ = std::fs::remove_file(bundle.join(name));
         }
-        match std::fs::remove_dir(&bundle) {
-            Ok(()) => return,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
-            Err(_) => {}
+        if gone() {
+            return;
         }
-        let whole = bundle.clone();
-        let removed = blocking(move || knarr_tree::remove(&whole).map_err(|e| e.to_string())).await;
-        if let Err(error) = removed.map_err(|error| error.to_string()).flatten() {
-            tracing::warn!(%error, bundle = %bundle.display(), "remove bundle");
+        let whole = move || {
+            knarr_tree::remove(&bundle)
+                .map_err(|error| Error::internal(format!("remove {}: {error}", bundle.display())))
+        };
+        if let Err(error) = blocking(whole).await.flatten() {
+            tracing::warn!(%error, container = container.id.short(), "remove bundle");
         }
     }
 

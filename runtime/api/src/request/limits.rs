@@ -172,17 +172,17 @@ fn cpu(host: &HostConfig, resources: &mut Resources) -> Result<()> {
         }
         shares => u64::try_from(shares.clamp(2, 262_144)).ok(),
     };
-    resources.cpuset_cpus = cpuset(&host.cpuset_cpus, "cpus", Some(cpus))?;
+    resources.cpuset_cpus =
+        cpuset(&host.cpuset_cpus, "cpus", (!host.cpuset_cpus.is_empty()).then(cpus))?;
     resources.cpuset_mems = cpuset(&host.cpuset_mems, "mems", None)?;
     Ok(())
 }
 
 /// `0-2,4`, each number on this machine.
-fn cpuset(text: &str, what: &str, available: Option<fn() -> i64>) -> Result<Option<String>> {
+fn cpuset(text: &str, what: &str, available: Option<i64>) -> Result<Option<String>> {
     if text.is_empty() {
         return Ok(None);
     }
-    let available = available.map(|count| count());
     let bad = || ApiError::invalid(format!("Invalid value {} for cpuset {what}", short(text)));
     let number = |part: &str| part.trim().parse::<u32>().map_err(|_| bad());
     for range in text.split(',') {
